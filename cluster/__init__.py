@@ -1,0 +1,1 @@
+"""The only package that imports Ray: Algorithm 1, placement, pools, training runs."""

@@ -1,0 +1,26 @@
+"""The few checks that every config file uses; their messages name the flag to change."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def one_of(flag: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless ``value`` is allowed; suggest the nearest allowed one."""
+    names = sorted(allowed)
+    if value in names:
+        return
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f" Did you mean {flag}={near[0]}?" if near else ""
+    raise ValueError(f"{flag}={value!r} is not one of {', '.join(names)}.{hint}")
+
+
+def at_least(flag: str, value: float, low: float) -> None:
+    if not value >= low:
+        raise ValueError(f"{flag}={value} must be at least {low:g}")
+
+
+def inside(flag: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless low < value < high."""
+    if not low < value < high or math.isnan(value):
+        raise ValueError(f"{flag}={value} must lie inside ({low:g}, {high:g})")

@@ -1,0 +1,65 @@
+"""Which policy acts, its widths, and how it is trained."""
+
+from dataclasses import dataclass, field
+
+from configs.checks import at_least, inside, one_of
+from configs.training import TrainConfig
+
+POLICIES = ("embedded", "pi05")
+
+
+@dataclass
+class EmbeddedPolicyConfig:
+    """The small flow-matching policy of the embedded scale (docs/embedded-models.md)."""
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    views: list[int] = field(default_factory=lambda: [2])  # wrist view only
+    words: int = 64  # rows of the hashed bag-of-words instruction embedding
+
+
+@dataclass
+class Pi05Config:
+    """Widths of pi0.5 (openpi 15a9616). The defaults are the tiny variant; scale=full sets pi05's."""
+
+    vision_width: int = 48
+    vision_depth: int = 2
+    vision_heads: int = 4
+    vision_mlp: int = 96
+    image_size: int = 224
+    patch_size: int = 14
+    text_width: int = 64
+    text_mlp: int = 128
+    expert_width: int = 32
+    expert_mlp: int = 64
+    depth: int = 2  # of both experts: they share attention layer by layer
+    heads: int = 8
+    kv_heads: int = 1
+    head_dim: int = 16
+    vocab_size: int = 512
+    action_dim: int = 32  # padded; DROID uses the first 8
+    max_token_len: int = 200
+    tokenizer: str = ""  # path of paligemma_tokenizer.model; "": bytes, for tiny models only
+    exterior_view: int = 0  # which exterior camera the policy sees
+
+
+@dataclass
+class PolicyConfig:
+    kind: str = "embedded"
+    checkpoint: str = ""  # folder of the base policy; "": the one committed with the code
+    horizon: int = 15  # ticks that one chunk plans
+    execute: int = 12  # ticks of a chunk that are executed before the next decision
+    flow_steps: int = 5  # Euler steps from noise to actions
+    embedded: EmbeddedPolicyConfig = field(default_factory=EmbeddedPolicyConfig)
+    pi05: Pi05Config = field(default_factory=Pi05Config)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        one_of("policy.kind", self.kind, POLICIES)
+        at_least("policy.flow_steps", self.flow_steps, 1)
+        if not 1 <= self.execute <= self.horizon:
+            raise ValueError(
+                f"policy.execute={self.execute} must lie in 1..policy.horizon={self.horizon}"
+            )
+        inside("policy.horizon", self.horizon, 0, 101)

@@ -1,0 +1,30 @@
+"""How long and how fast one learner trains."""
+
+from dataclasses import dataclass
+
+from configs.checks import at_least, inside
+
+
+@dataclass
+class TrainConfig:
+    """One training stage. The batch of step k is a function of (seed, k), so resume is exact."""
+
+    steps: int = 100
+    batch: int = 32
+    learning_rate: float = 3e-4
+    warmup: int = 10
+    final_learning_rate: float = 0.1  # of the peak, reached by a cosine at the last step
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema: float = 0.0  # 0: publish the last weights; else their exponential average
+    bf16: bool = False  # autocast; master weights stay float32
+    checkpoint_every: int = 50  # steps between exact-resume checkpoints
+    threads: int = 1  # intra-op threads of the learner process
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every", "threads"):
+            at_least(f"train.{name}", getattr(self, name), 1)
+        inside("train.learning_rate", self.learning_rate, 0, 1)
+        at_least("train.warmup", self.warmup, 0)
+        inside("train.ema", self.ema, -1e-9, 1)

@@ -1,0 +1,147 @@
+"""What one part may ask of another."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from contracts.types import (
+    ActionChunk,
+    Clip,
+    Label,
+    Observation,
+    RobotState,
+    Score,
+    StartState,
+    Trajectory,
+    Verdict,
+    WorkItem,
+)
+
+
+@runtime_checkable
+class RobotEnv(Protocol):
+    """One arm on one table. Single-threaded; ``step`` blocks to the next 15 Hz tick."""
+
+    def reset(self, task: str, seed: int) -> str:
+        """Bring arm and scene to a start and return the instruction to follow.
+
+        The scene is a function of (task, seed). Raises ValueError for an unknown task.
+        """
+        ...
+
+    def observe(self) -> Observation:
+        """Read all cameras and the arm now; the clock does not advance."""
+        ...
+
+    def step(self, action: Float32[np.ndarray, " 8"]) -> RobotState:
+        """Execute one tick of ``ActionChunk`` units and return the state after it."""
+        ...
+
+    def hold(self) -> None:
+        """Stop in place. Idempotent, never raises: callers run it in ``finally``."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LabelSource(Protocol):
+    """Whoever may say that an episode succeeded: a person, or the simulator's privileged check."""
+
+    def label(self, trajectory: Trajectory) -> Label: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Samples action chunks. Row i depends on observation i and seed i alone."""
+
+    version: int
+
+    def act(
+        self, observations: Sequence[Observation], seeds: Sequence[int]
+    ) -> list[ActionChunk]: ...
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """Predicts frames from poses. All memory of a trajectory lives in its slot, none in the model,
+    so any worker can continue any slot and a batch never changes a trajectory."""
+
+    version: int
+
+    def begin(self, start: StartState, seed: int) -> Any:
+        """Encode the first frame into a new slot (opaque to callers)."""
+        ...
+
+    def imagine(
+        self, slots: Sequence[Any], poses: Float32[np.ndarray, "slot 5 7"]
+    ) -> UInt8[np.ndarray, "slot 4 3 height width 3"]:
+        """Advance each slot by one chunk and return its 4 new frames.
+
+        ``poses[:, 0]`` is the current pose and gripper, rows 1-4 the next four frames at 5 Hz.
+        """
+        ...
+
+
+@runtime_checkable
+class PoseAdapter(Protocol):
+    """Turns commanded joint velocities into the joint angles that the arm will really reach."""
+
+    def predict(
+        self,
+        joint_position: Float32[np.ndarray, "slot 7"],
+        gripper_position: Float32[np.ndarray, " slot"],
+        actions: Float32[np.ndarray, "slot ticks 8"],
+    ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
+        """Joint angles and gripper position after each tick."""
+        ...
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """P('yes') that a clip shows its instruction completed. Pure; order kept."""
+
+    version: int
+
+    def score(self, clips: Sequence[Clip]) -> list[Score]: ...
+
+
+@runtime_checkable
+class TrajectoryWriter(Protocol):
+    def add(self, trajectory: Trajectory, label: Label | None) -> bool:
+        """Store durably before returning. False when the id was stored before: nothing changes."""
+        ...
+
+    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None: ...
+
+
+@runtime_checkable
+class TrajectoryReader(Protocol):
+    def trajectory(self, trajectory_id: str) -> Trajectory: ...
+
+    def clip(self, trajectory_id: str, num_frames: int) -> Clip: ...
+
+
+@runtime_checkable
+class WorkQueue(Protocol):
+    """Hands out work under leases; what a dead worker held goes to another."""
+
+    def take(self, worker: str, count: int) -> list[WorkItem]: ...
+
+    def done(self, worker: str, trajectory_id: str) -> None: ...
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Told how far a long stage is; a bar on a terminal, a line elsewhere."""
+
+    def advance(self, count: int = 1, **numbers: float) -> None: ...
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+Trajectories = Iterable[Trajectory]

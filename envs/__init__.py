@@ -1,0 +1,1 @@
+"""Robots behind one protocol: simulated, recorded. No torch."""

@@ -1,0 +1,1 @@
+"""Policies, world models, reward models, kinematics and metrics. No Ray, no storage."""

@@ -1,0 +1,1 @@
+"""The trajectory store and what reads it. No Ray, no torch."""

@@ -1,0 +1,1 @@
+"""Scoring, replay, work queues, progress, report: plain classes. No Ray."""
