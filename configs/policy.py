@@ -12,16 +12,29 @@ POLICIES = ("embedded", "pi05")
 class EmbeddedPolicyConfig:
     """The small flow-matching policy of the embedded scale (docs/embedded-models.md)."""
 
-    width: int = 128
+    width: int = 96
     layers: int = 3
     heads: int = 4
     views: list[int] = field(default_factory=lambda: [2])  # wrist view only
     words: int = 64  # rows of the hashed bag-of-words instruction embedding
 
+    def __post_init__(self) -> None:
+        at_least("policy.embedded.layers", self.layers, 1)
+        at_least("policy.embedded.words", self.words, 1)
+        if self.heads < 1 or self.width % self.heads:
+            raise ValueError(
+                f"policy.embedded.width={self.width} must be a multiple of "
+                f"policy.embedded.heads={self.heads}"
+            )
+        if not self.views or set(self.views) - {0, 1, 2}:
+            raise ValueError(
+                f"policy.embedded.views={self.views} must name some of the views 0, 1, 2"
+            )
+
 
 @dataclass
 class Pi05Config:
-    """Widths of pi0.5 (openpi 15a9616). The defaults are the tiny variant; scale=full sets pi05's."""
+    """Widths of pi0.5 (openpi 15a9616). The defaults are tiny, scale=full sets the published."""
 
     vision_width: int = 48
     vision_depth: int = 2
@@ -42,12 +55,29 @@ class Pi05Config:
     max_token_len: int = 200
     tokenizer: str = ""  # path of paligemma_tokenizer.model; "": bytes, for tiny models only
     exterior_view: int = 0  # which exterior camera the policy sees
+    asset_id: str = "droid"  # norm_stats.json lies in assets/<asset_id>/ of a checkpoint
+    augment: bool = True  # openpi's crop, rotation and colour jitter while training
+    recompute: bool = False  # gradient checkpointing of every layer; scale=full needs it
+
+    def __post_init__(self) -> None:
+        one_of("policy.pi05.exterior_view", str(self.exterior_view), ("0", "1"))
+        at_least("policy.pi05.action_dim", self.action_dim, 8)
+        for name, divisor in (
+            ("image_size", self.patch_size),
+            ("vision_width", self.vision_heads),
+            ("heads", self.kv_heads),
+            ("head_dim", 2),  # rotary halves
+            ("expert_width", 2),  # sines and cosines of the time embedding
+        ):
+            value = vars(self)[name]
+            if value % divisor:
+                raise ValueError(f"policy.pi05.{name}={value} must be a multiple of {divisor}")
 
 
 @dataclass
 class PolicyConfig:
     kind: str = "embedded"
-    checkpoint: str = ""  # folder of the base policy; "": the one committed with the code
+    checkpoint: str = "base"  # folder of the base policy; "base": committed with the code; "scratch": fresh weights
     horizon: int = 15  # ticks that one chunk plans
     execute: int = 12  # ticks of a chunk that are executed before the next decision
     flow_steps: int = 5  # Euler steps from noise to actions

@@ -21,17 +21,20 @@ class QwenRewardConfig:
     """A Qwen3-VL checkpoint folder. "": a tiny random one is built, for tests and trials only."""
 
     path: str = ""
-    dtype: str = "float32"
+    dtype: str = "float32"  # that scoring computes in and checkpoints are saved in
     view: int = 0  # which view the model watches; -1: all three stacked
+    freeze_vision: bool = False  # train the language model only
+    recompute: bool = False  # activations in the backward pass instead of keeping them
 
     def __post_init__(self) -> None:
         one_of("reward.qwen.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("reward.qwen.view", str(self.view), ("-1", "0", "1", "2"))
 
 
 @dataclass
 class RewardConfig:
     kind: str = "embedded"
-    checkpoint: str = ""  # folder of the base model; "": trained from scratch on the labels
+    checkpoint: str = "base"  # folder of the base model; "base", "scratch", or a path
     num_frames: int = 16  # a clip; evenly spaced, the last frame included
     train_iterations: int = 1  # in which first iterations the reward model is trained (paper: 1)
     holdout: float = 0.25  # share of labelled episodes kept out for calibration

@@ -1,6 +1,6 @@
 """The whole run: Algorithm 1's numbers, the tasks, and the parts above."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from configs.checks import at_least, inside, one_of
 from configs.policy import PolicyConfig
@@ -14,21 +14,34 @@ JOBS = ("loop", "pretrain", "report")
 
 @dataclass
 class TaskConfig:
-    """One task's share of the run. The paper: 50 real rollouts, 500 imagined, alpha 0.8."""
+    """The numbers of one task. The paper: K = 50 real rollouts, N = 500 imagined, alpha = 0.8."""
 
     rollouts: int = 50  # K: real episodes per iteration
     imagine: int = 500  # N: imagined trajectories per iteration
     workers: int = 1  # imagination workers of this task
     alpha: float = 0.8  # accept if P('yes') > alpha (Eq. 3)
     min_success: int = 1  # smallest D_syn+ that may update the policy
-    max_ticks: int = 0  # longest real episode; 0: the task's own default
+    max_ticks: int = 0  # longest real episode in 15 Hz ticks; 0: the task's own default
 
     def __post_init__(self) -> None:
-        at_least("task.<name>.rollouts", self.rollouts, 1)
-        at_least("task.<name>.imagine", self.imagine, 0)
-        at_least("task.<name>.workers", self.workers, 1)
-        at_least("task.<name>.min_success", self.min_success, 1)
-        inside("task.<name>.alpha", self.alpha, 0, 1)
+        at_least("each_task.rollouts", self.rollouts, 1)
+        at_least("each_task.imagine", self.imagine, 1)
+        at_least("each_task.workers", self.workers, 1)
+        at_least("each_task.min_success", self.min_success, 1)
+        at_least("each_task.max_ticks", self.max_ticks, 0)
+        inside("each_task.alpha", self.alpha, 0, 1)
+
+
+@dataclass
+class TaskOverrides:
+    """What one task does differently, as in ``task.draw.workers=4``; null: as ``each_task``."""
+
+    rollouts: int | None = None
+    imagine: int | None = None
+    workers: int | None = None
+    alpha: float | None = None
+    min_success: int | None = None
+    max_ticks: int | None = None
 
 
 @dataclass
@@ -49,15 +62,25 @@ class MethodConfig:
 class ImaginationConfig:
     slots: int = 16  # trajectories that one worker advances together
     max_chunks: int = 20  # longest imagined trajectory (paper: 20)
-    start_frames: int = 1  # imagination starts from one of a real episode's first frames
+    lease_s: float = 300.0  # a worker silent for this long loses its work to another
+
+    def __post_init__(self) -> None:
+        at_least("imagination.slots", self.slots, 1)
+        at_least("imagination.max_chunks", self.max_chunks, 1)
+        at_least("imagination.lease_s", self.lease_s, 1)
 
 
 @dataclass
 class DemoConfig:
-    """Demonstrations: the warm start, the control's data and, in simulation, D_DROID."""
+    """Demonstrations: the warm start, the control's data and the co-training set D_DROID."""
 
-    per_task: int = 10
+    per_task: int = 10  # scripted in simulation
     noise: float = 0.0  # AR(0.8) noise on the scripted expert's action
+    path: str = ""  # instead: recorded episodes in Ctrl-World's layout
+
+    def __post_init__(self) -> None:
+        at_least("demos.per_task", self.per_task, 1)
+        at_least("demos.noise", self.noise, 0)
 
 
 @dataclass
@@ -65,6 +88,9 @@ class EvaluationConfig:
     episodes: int = 20  # fixed starts per task, never used for training
     seed: int = 1_000_000
     control: bool = True  # also evaluate the same-steps control: fine-tuned on demonstrations only
+
+    def __post_init__(self) -> None:
+        at_least("evaluation.episodes", self.episodes, 0)
 
 
 @dataclass
@@ -84,6 +110,7 @@ class ClusterConfig:
     start_timeout_s: float = 180.0  # how long a process may take to find its resources
     stall_timeout_s: float = 600.0  # how long a stage may go without any progress
     max_failures: int = 3
+    dashboard: bool = True  # of the local Ray
 
     def __post_init__(self) -> None:
         for name in ("worker_cpus", "worker_gpus", "scorer_cpus", "scorer_gpus"):
@@ -100,7 +127,8 @@ class RunConfig:
     out: str = "outputs/run"  # the same folder continues the run
     seed: int = 0
     dry_run: bool = False  # print the plan and stop
-    task: dict[str, TaskConfig] = field(default_factory=dict)
+    each_task: TaskConfig = field(default_factory=TaskConfig)
+    task: dict[str, TaskOverrides] = field(default_factory=dict)
     robot: RobotConfig = field(default_factory=RobotConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
@@ -113,8 +141,52 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of("job", self.job, JOBS)
+        if not self.out:
+            raise ValueError("out='' names no folder: give out=<folder>")
+        for name in self.task:
+            self.for_task(name)
         if self.robot.kind == "mujoco":
-            if not self.task:
-                raise ValueError("zero tasks: choose some with task=all or task=quick")
-            for name in self.task:
-                one_of("task", name, TASKS)
+            self._check_simulated()
+        elif self.task:
+            raise ValueError(
+                "robot=recorded takes its tasks from the recordings' instructions: use task=recorded"
+            )
+        self._check_local_cluster()
+
+    def _check_simulated(self) -> None:
+        if not self.task:
+            raise ValueError("zero tasks: choose some with task=all, task=quick or task=[book,draw]")
+        for name in self.task:
+            one_of("task", name, TASKS)
+
+    def _check_local_cluster(self) -> None:
+        """A local Ray of a given size must hold every stage; other clusters are asked at start."""
+        need = self.peak_cpus()
+        if not self.cluster.address and 0 < self.cluster.num_cpus < need:
+            raise ValueError(
+                f"cluster.num_cpus={self.cluster.num_cpus} is too small: the widest stage needs {need:g} CPUs "
+                f"({sum(self.for_task(name).workers for name in self.task)} imagination workers of "
+                f"cluster.worker_cpus={self.cluster.worker_cpus:g}). Raise it, or lower task.<name>.workers"
+            )
+
+    def for_task(self, name: str) -> TaskConfig:
+        """The task's numbers: ``each_task`` with the task's own overrides; errors name the task."""
+        own = self.task.get(name, TaskOverrides())
+        given = {key: value for key, value in asdict(own).items() if value is not None}
+        try:
+            return replace(self.each_task, **given)
+        except ValueError as error:
+            raise ValueError(str(error).replace("each_task", f"task.{name}")) from error
+
+    def max_ticks(self, name: str) -> int:
+        """Longest real episode of a task, in 15 Hz ticks."""
+        return self.for_task(name).max_ticks or TASKS[name]
+
+    def peak_cpus(self) -> float:
+        """Logical CPUs of the widest stage: collecting, imagining or learning."""
+        cluster = self.cluster
+        workers = sum(self.for_task(name).workers for name in self.task) or self.each_task.workers
+        collect = (self.robot.count + 1) * cluster.worker_cpus
+        imagine = workers * cluster.worker_cpus + cluster.scorer_cpus
+        learn = cluster.learner_workers * cluster.learner_cpus
+        return max(collect, imagine, learn)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.checks import at_least, inside
+from configs.checks import at_least, inside, one_of
 
 
 @dataclass
@@ -20,6 +20,7 @@ class TrainConfig:
     bf16: bool = False  # autocast; master weights stay float32
     checkpoint_every: int = 50  # steps between exact-resume checkpoints
     threads: int = 1  # intra-op threads of the learner process
+    device: str = "auto"  # cpu, cuda, or auto: cuda where the process was given a GPU
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -27,4 +28,6 @@ class TrainConfig:
             at_least(f"train.{name}", getattr(self, name), 1)
         inside("train.learning_rate", self.learning_rate, 0, 1)
         at_least("train.warmup", self.warmup, 0)
+        at_least("train.seed", self.seed, 0)
+        one_of("train.device", self.device, ("auto", "cpu", "cuda"))
         inside("train.ema", self.ema, -1e-9, 1)

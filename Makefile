@@ -1,0 +1,37 @@
+# One command each; every target does its own set-up. PYTHON may name another interpreter (3.11 or 3.12).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: run test lint setup browser clean
+
+run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
+	$(BIN)/python ray_job.py $(ARGS)
+
+test: setup browser  ## lint, types, floors and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+
+lint: setup
+	$(BIN)/pre-commit run --all-files
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt tools/system_packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@# torch first and alone: whoever asks for it later finds it installed and pulls nothing else
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	sh tools/system_packages.sh renderer $(BIN)/python
+	touch $@
+
+browser: setup
+	sh tools/system_packages.sh browser $(BIN)/python
+
+clean:
+	rm -rf $(VENV) outputs

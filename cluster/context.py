@@ -1,0 +1,50 @@
+"""What every stage of a run works with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoints import CheckpointFolder
+from cluster.handles import RemoteStore
+from configs.run import RunConfig
+from replay.store import ReplayStore
+from services.progress import Reporter
+from services.stages import Stages
+
+STORES = ("real", "demos", "imagined", "evaluation")
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The newest published version of each model."""
+
+    policy: int = 0
+    world_model: int = 0
+    reward: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One run: its config, its folder and the services that serve it."""
+
+    config: RunConfig
+    folder: Path
+    tasks: list[str]
+    stages: Stages
+    reporter: Reporter
+    checkpoints: CheckpointFolder
+    replay: Any  # the ReplayService actor, the only writer of the stores
+
+    def writer(self, store: str) -> RemoteStore:
+        return RemoteStore(self.replay, store)
+
+    def reader(self, store: str) -> ReplayStore:
+        """Open a store for reading; it shows what was committed until now."""
+        return ReplayStore.create_or_open(self.store_folder(store))
+
+    def store_folder(self, store: str) -> Path:
+        return self.folder / "stores" / store
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.config.robot.height, self.config.robot.width

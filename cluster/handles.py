@@ -1,0 +1,58 @@
+"""Other processes behind the protocols of contracts/; the waits on them have time limits here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
+
+CALL_TIMEOUT_S = 120.0
+
+
+def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+    """Wait for one remote result.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: no answer in time.
+        ray.exceptions.RayError: the process died or the call failed there.
+    """
+    return ray.get(reference, timeout=timeout_s)
+
+
+class RemotePolicy:
+    """A PolicyServer in another process."""
+
+    def __init__(self, actor: Any, version: int) -> None:
+        self._actor = actor
+        self.version = version
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        return answer(self._actor.act.remote(observations, seeds))
+
+
+class RemoteStore:
+    """One store of the replay service, as a TrajectoryWriter. ``add`` returns after the commit."""
+
+    def __init__(self, actor: Any, store: str) -> None:
+        self._actor = actor
+        self._store = store
+
+    def add(self, trajectory: Trajectory, label: Label | None) -> bool:
+        return answer(self._actor.add.remote(self._store, trajectory, label))
+
+    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None:
+        answer(self._actor.add_verdicts.remote(self._store, list(verdicts)))
+
+
+class RemoteQueue:
+    """The queue of one task, as a WorkQueue."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def take(self, worker: str, count: int) -> list[WorkItem]:
+        return answer(self._actor.take.remote(worker, count))
+
+    def done(self, worker: str, trajectory_id: str) -> None:
+        answer(self._actor.done.remote(worker, trajectory_id))

@@ -1,0 +1,187 @@
+"""Stages inside the world model: imagine N trajectories per task, then score them."""
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.context import Context, Versions
+from cluster.handles import RemoteQueue, RemoteStore, answer
+from cluster.processes import ImaginationProcess, ScorerProcess
+from contracts.seeds import fold
+from contracts.types import StartState, Verdict, WorkItem
+from services.progress import Bar
+from services.queue import TaskQueue
+
+POLL_S = 0.5
+
+
+def work_items(run: Context, task: str, iteration: int) -> list[WorkItem]:
+    """N items of one task, each from the first frame of a real episode of that task."""
+    store = run.reader("real")
+    rows = [row for row in store.episodes() if row.provenance.task == task]
+    if not rows:
+        return []
+    rng = np.random.default_rng(fold(run.config.seed, "starts", iteration, task))
+    order = np.concatenate(
+        [rng.permutation(len(rows)) for _ in range(run.config.for_task(task).imagine // len(rows) + 1)]
+    )
+    firsts = {row.id: store.frames(row.id, [0])[0] for row in rows}
+    items = []
+    for k in range(run.config.for_task(task).imagine):
+        row = rows[int(order[k])]
+        start = StartState(
+            parent=row.id,
+            parent_frame=0,
+            task=task,
+            instruction=row.instruction,
+            frame=firsts[row.id],
+            joint_position=row.joint_position[0],
+            gripper_position=float(row.gripper_position[0]),
+        )
+        name = f"imagined-{iteration}-{task}-{k:05d}"
+        items.append(WorkItem(name, start, iteration, fold(run.config.seed, "imagine", iteration, task, k)))
+    return items
+
+
+def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
+    """Imagine what is missing of every task's N, on that task's workers."""
+    items = {task: work_items(run, task, iteration) for task in run.tasks}
+    done = set(run.reader("imagined").ids())
+    total = sum(len(work) for work in items.values())
+    missing = {task: [i for i in work if i.trajectory_id not in done] for task, work in items.items()}
+    with run.reporter.stage(f"{iteration} imagine", total, "trajectories") as bar:
+        bar.at(total - sum(len(work) for work in missing.values()))
+        pools = [_Pool(run, task, work, versions) for task, work in missing.items() if work]
+        try:
+            _watch(pools, bar, run.config.cluster.stall_timeout_s)
+        finally:
+            stats = [pool.close() for pool in pools]
+    return {
+        "trajectories": total,
+        "seconds": bar.seconds,
+        "net_frames": sum(s["net_frames"] for s in stats),
+        "workers": {pool.task: pool.num_workers for pool in pools},
+    }
+
+
+class _Pool:
+    """The imagination workers of one task and the queue they pull from."""
+
+    def __init__(self, run: Context, task: str, work: list[WorkItem], versions: Versions) -> None:
+        config, cluster = run.config, run.config.cluster
+        self.task = task
+        self.num_workers = min(config.for_task(task).workers, len(work))
+        self.queue = ray.remote(TaskQueue).options(num_cpus=0).remote(work, config.imagination.lease_s)
+        policy = run.checkpoints.open("policy", versions.policy)
+        world_model = run.checkpoints.open("world_model", versions.world_model)
+        # A worker that dies starts again, its call is retried, and the queue hands its work out anew.
+        options = {"num_cpus": cluster.worker_cpus, "num_gpus": cluster.worker_gpus}
+        worker = ray.remote(ImaginationProcess).options(**options, max_restarts=-1, max_task_retries=-1)
+        sink = RemoteStore(run.replay, "imagined")
+        self._workers = [worker.remote(config, policy, world_model) for _ in range(self.num_workers)]
+        self.calls = [
+            actor.run.remote(f"{task}-{k}", RemoteQueue(self.queue), sink)
+            for k, actor in enumerate(self._workers)
+        ]
+
+    def finished(self) -> int:
+        return answer(self.queue.num_done.remote())
+
+    def close(self) -> dict[str, Any]:
+        """Stop the workers; return what they counted, if they ended by themselves."""
+        ready, _ = ray.wait(self.calls, num_returns=len(self.calls), timeout=0)
+        stats = [answer(call) for call in ready]
+        for actor in (*self._workers, self.queue):
+            ray.kill(actor)
+        return {"net_frames": sum(s["net_frames"] for s in stats)}
+
+
+def _watch(pools: list[_Pool], bar: Bar, stall_timeout_s: float) -> None:
+    """Draw the bar until every worker of every pool has returned."""
+    before = bar.done
+    newest, moved = -1, time.monotonic()
+    calls = [call for pool in pools for call in pool.calls]
+    while calls:
+        ready, calls = ray.wait(calls, num_returns=len(calls), timeout=POLL_S)
+        for call in ready:
+            answer(call)  # raises what the worker raised
+        now = sum(pool.finished() for pool in pools)
+        if now != newest:
+            newest, moved = now, time.monotonic()
+            bar.at(before + now)
+        if time.monotonic() - moved > stall_timeout_s:
+            raise RuntimeError(
+                f"{bar.name}: no trajectory ended for {stall_timeout_s:g} s. Look at the workers' logs in "
+                "the Ray dashboard, or raise cluster.stall_timeout_s"
+            )
+
+
+def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
+    """Give every trajectory of D_real and of this iteration's D_syn a verdict of this reward version."""
+    wanted = {
+        "imagined": [i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")],
+        "real": run.reader("real").ids(),
+    }
+    pending = []
+    for store, ids in wanted.items():
+        known = run.reader(store).verdicts(reward_version=versions.reward)
+        pending += [(store, i) for i in ids if i not in known or known[i].error]
+    total = sum(len(ids) for ids in wanted.values())
+    with run.reporter.stage(f"{iteration} score", total, "clips") as bar:
+        bar.at(total - len(pending))
+        if pending:
+            _score(run, versions.reward, pending, bar)
+    return _histogram_counts(run, iteration, versions.reward)
+
+
+def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar) -> None:
+    config, cluster = run.config, run.config.cluster
+    scorer = (
+        ray.remote(ScorerProcess)
+        .options(
+            num_cpus=cluster.scorer_cpus, num_gpus=cluster.scorer_gpus,
+            max_restarts=-1, max_task_retries=3, max_concurrency=4 * config.reward.max_batch,
+        )
+        .remote(config.reward, run.checkpoints.open("reward", version))
+    )
+    try:
+        for start in range(0, len(pending), 4 * config.reward.max_batch):  # bounds what is in flight
+            part = pending[start : start + 4 * config.reward.max_batch]
+            calls = []
+            for store, trajectory_id in part:
+                clip = run.replay.clip.remote(store, trajectory_id, config.reward.num_frames)
+                calls.append(scorer.score.remote(clip))
+            verdicts: dict[str, list[Verdict]] = {}
+            for (store, trajectory_id), call in zip(part, calls, strict=True):
+                verdicts.setdefault(store, []).append(_verdict(trajectory_id, version, call, cluster.start_timeout_s))
+            for store, found in verdicts.items():
+                run.writer(store).add_verdicts(found)
+            bar.advance(len(part))
+    finally:
+        ray.kill(scorer)
+
+
+def _verdict(trajectory_id: str, version: int, call: Any, timeout_s: float) -> Verdict:
+    """A score, or the reason why there is none: an error is not a failure of the trajectory."""
+    try:
+        found = answer(call, timeout_s)
+    except ray.exceptions.RayError as error:
+        return Verdict(trajectory_id, float("nan"), float("nan"), version, error=str(error)[-500:])
+    return Verdict(trajectory_id, found.p_yes, found.mass, version)
+
+
+def _histogram_counts(run: Context, iteration: int, version: int) -> dict[str, Any]:
+    """Accepted, rejected and failed-to-score trajectories of each task."""
+    store = run.reader("imagined")
+    verdicts = store.verdicts(reward_version=version)
+    counts = {task: {"accepted": 0, "rejected": 0, "scoring_error": 0} for task in run.tasks}
+    for row in store.episodes():
+        if row.provenance.iteration == iteration and row.id in verdicts:
+            task = row.provenance.task
+            verdict = verdicts[row.id]
+            accepted = verdict.accepted(run.config.for_task(task).alpha)
+            outcome = "scoring_error" if verdict.error else "accepted" if accepted else "rejected"
+            counts[task][outcome] += 1
+    return counts

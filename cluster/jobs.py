@@ -1,0 +1,137 @@
+"""The three jobs of ``ray_job.py``: the loop, the base models, the report alone."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from cluster import pretrain, summary
+from cluster.checkpoints import CheckpointFolder, base_folder
+from cluster.context import STORES, Context
+from cluster.placement import describe, place, processes
+from cluster.session import local_nodes, placed, session
+from cluster.vlaw import algorithm_1
+from configs.run import RunConfig
+from services.estimate import estimate
+from services.progress import Reporter
+from services.replay import ReplayService
+from services.stages import Stages, read_json, write_json
+
+MAY_CHANGE = ("out", "dry_run", "job", "cluster")  # settings that do not alter what a run computes
+
+
+def run_job(config: RunConfig, cwd: Path) -> None:
+    """Do what ``config.job`` names, in ``cwd / config.out``.
+
+    Raises:
+        ValueError: the config, the folder or the cluster cannot do it; nothing was lost.
+        OSError: the folder cannot be written.
+    """
+    folder = (cwd / config.out).resolve()
+    tasks = task_names(config)
+    if config.dry_run:
+        _print_plan(config, tasks)
+        return
+    if config.job == "report":
+        _require_run(folder)
+    claim(folder, config)
+    with open_run(config, folder, tasks) as run:
+        if config.job == "pretrain":
+            pretrain.base_models(run)
+        elif config.job == "loop":
+            algorithm_1(run)
+        summary.write(run)
+
+
+def task_names(config: RunConfig) -> list[str]:
+    """The tasks of a run: configured ones, or the instructions of the recordings."""
+    if config.robot.kind == "recorded":
+        from envs.recorded.reader import tasks  # noqa: PLC0415 - av is needed for recordings only
+
+        return sorted(tasks(Path(config.robot.path)))
+    return list(config.task)
+
+
+def claim(folder: Path, config: RunConfig) -> None:
+    """Write ``run.json``, or check that the folder's run has the same settings.
+
+    Raises:
+        ValueError: the folder holds another run, or cannot be written.
+    """
+    settings = {key: value for key, value in asdict(config).items() if key not in MAY_CHANGE}
+    path = folder / "run.json"
+    try:
+        if path.exists():
+            _same_settings(folder, read_json(path)["settings"], settings)
+        else:
+            write_json(path, {"settings": settings, "job": config.job})
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write in {folder}")
+    except OSError as error:
+        raise ValueError(
+            f"out={config.out}: cannot write there ({error.strerror or error}). Give out=<folder> that can be "
+            "written; what the folder holds is untouched"
+        ) from error
+
+
+def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = [
+        f"{key} was {was!r}, now {now!r}" for key, was, now in differences(old, new)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same settings to "
+            "continue it, or out=<new folder> to begin another"
+        )
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Flags whose values differ, depth first: (flag, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new
+
+
+def _require_run(folder: Path) -> None:
+    if not (folder / "run.json").exists():
+        raise ValueError(f"job=report: {folder} holds no run (no run.json). Give out=<folder of a run>")
+
+
+def _print_plan(config: RunConfig, tasks: list[str]) -> None:
+    """What would run where, how much of it, and for how long. Starts nothing."""
+    console = Console()
+    nodes = local_nodes(config)
+    plan = processes(config, tasks)
+    title = "plan on a local Ray" if not config.cluster.address else "plan, as if on one node of the needed size"
+    console.print(f"[bold]{title}[/]\n{describe(place(plan, nodes))}", highlight=False)
+    console.print("\n".join(estimate(config, tasks)), highlight=False)
+
+
+@contextmanager
+def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Context]:
+    """Start or join Ray, check that the run fits, start the replay service."""
+    if config.job == "loop":
+        for kind, part in (("policy", config.policy), ("world_model", config.world_model)):
+            base_folder(kind, part.checkpoint)
+    with ExitStack() as stack:
+        reporter = stack.enter_context(Reporter(folder))
+        reporter.event("start", job=config.job, tasks=tasks)
+        stack.enter_context(session(config))
+        reporter.event("plan", plan=describe(placed(config, tasks)))
+        stores = {name: str(folder / "stores" / name) for name in STORES}
+        replay = (
+            ray.remote(ReplayService)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .remote(stores)
+        )
+        stages = Stages(folder / "stages")
+        yield Context(
+            config, folder, tasks, stages, reporter, CheckpointFolder(folder / "checkpoints"), replay
+        )

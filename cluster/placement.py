@@ -1,0 +1,112 @@
+"""Which process goes where: arithmetic on a config and a list of nodes. Imports no Ray."""
+
+from dataclasses import dataclass
+
+from configs.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """``count`` equal processes of one stage and what each of them asks of a node."""
+
+    stage: str
+    name: str
+    count: int
+    cpus: float
+    gpus: float
+    resource: str = ""  # a custom resource, one unit each
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node has to give."""
+
+    name: str
+    cpus: float
+    gpus: float
+    resources: tuple[str, ...] = ()
+    robots: int = 0  # units of the custom resource
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    process: Process
+    nodes: tuple[str, ...]  # one name per process
+
+
+class ShortageError(ValueError):
+    """The cluster cannot hold the run; the message says what is short and what there is."""
+
+
+def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
+    """Every process that the run starts, by stage. Stages follow each other, so they share nodes."""
+    c = run.cluster
+    plan = []
+    if run.robot.kind == "mujoco":
+        plan += [
+            Process("collect", "robot", run.robot.count, c.worker_cpus, 0, run.robot.resource),
+            Process("collect", "policy server", 1, c.worker_cpus, c.worker_gpus),
+        ]
+    learners = ["policy"] if run.method.kind == "filtered_bc" else ["world model", "reward", "policy"]
+    for name in learners:
+        plan.append(
+            Process(f"train {name}", f"{name} learner", c.learner_workers, c.learner_cpus, c.learner_gpus)
+        )
+    if run.method.kind == "vlaw":
+        for task in tasks:
+            workers = run.for_task(task).workers
+            plan.append(Process("imagine", f"imagination {task}", workers, c.worker_cpus, c.worker_gpus))
+        plan.append(Process("imagine", "reward scorer", 1, c.scorer_cpus, c.scorer_gpus))
+    return plan
+
+
+def place(plan: list[Process], nodes: list[Node]) -> list[Placed]:
+    """First fit of every stage on the nodes.
+
+    Raises:
+        ShortageError: a stage does not fit.
+    """
+    placed = []
+    for stage in dict.fromkeys(process.stage for process in plan):
+        free = {node.name: [node.cpus, node.gpus, float(node.robots)] for node in nodes}
+        for process in (p for p in plan if p.stage == stage):
+            names = [_take(process, nodes, free) for _ in range(process.count)]
+            placed.append(Placed(process, tuple(names)))
+    return placed
+
+
+def _take(process: Process, nodes: list[Node], free: dict[str, list[float]]) -> str:
+    wanted = (process.cpus, process.gpus, float(bool(process.resource)))
+    for node in nodes:
+        if process.resource and process.resource not in node.resources:
+            continue
+        left = free[node.name]
+        if all(want <= have + 1e-9 for want, have in zip(wanted, left, strict=True)):
+            free[node.name] = [have - want for want, have in zip(wanted, left, strict=True)]
+            return node.name
+    raise ShortageError(_shortage(process, nodes))
+
+
+def _shortage(process: Process, nodes: list[Node]) -> str:
+    asks = f"{process.cpus:g} CPU, {process.gpus:g} GPU"
+    if process.resource:
+        asks += f", the resource {process.resource!r} (start the robot's node with --resources='{{\"{process.resource}\": 1}}')"
+    has = "; ".join(
+        f"{n.name}: {n.cpus:g} CPU, {n.gpus:g} GPU{', ' + ', '.join(n.resources) if n.resources else ''}"
+        for n in nodes
+    )
+    return (
+        f"stage {process.stage!r} does not fit: no node has room for {process.count} x {process.name} "
+        f"({asks} each). The cluster has {has or 'no nodes'}. Add nodes, or lower task.<name>.workers, "
+        "robot.count or the cluster.* shares"
+    )
+
+
+def describe(placed: list[Placed]) -> str:
+    """The plan as lines of text, one per kind of process."""
+    lines = []
+    for item in placed:
+        p = item.process
+        where = ", ".join(dict.fromkeys(item.nodes))
+        lines.append(f"  {p.stage:<18} {p.count} x {p.name:<22} {p.cpus:g} CPU {p.gpus:g} GPU  on {where}")
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""What runs inside each Ray process: the parts are built there, from the run's config."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.imagination import ImaginationSettings, ImaginationWorker
+from actors.rollout import EpisodeRequest, Finished, RolloutActor
+from configs.reward import RewardConfig
+from configs.run import RunConfig
+from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter, WorkQueue
+from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
+from envs.mujoco.experts import demonstrate
+from envs.mujoco.robot import MujocoRobot, SimulatorLabels
+from models.adapter import load_adapter
+from models.build import load_policy, load_reward, load_world_model
+from models.kinematics import flange_pose
+from services.scoring import RewardScorer
+
+
+class RobotProcess:
+    """One simulated robot, its cameras and the loop that drives it; the policy is elsewhere."""
+
+    def __init__(self, config: RunConfig, policy: Policy) -> None:
+        self._actor = RolloutActor(lambda: _simulated(config), policy)
+
+    def collect(self, request: EpisodeRequest) -> tuple[Trajectory, Label]:
+        return self._actor.collect(request)
+
+
+def _simulated(config: RunConfig) -> tuple[RobotEnv, LabelSource, Finished]:
+    """A robot whose operator is the simulator's privileged check: it labels, and ends successes."""
+    robot = MujocoRobot(config.robot)
+    return robot, SimulatorLabels(robot), robot.privileged_success
+
+
+class DemonstrationProcess:
+    """A robot that the scripted expert drives."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._robot = MujocoRobot(config.robot)
+        self._noise = config.demos.noise
+
+    def collect(self, request: tuple[str, int, str]) -> tuple[Trajectory, Label]:
+        task, seed, name = request
+        return demonstrate(self._robot, task, seed, name, self._noise)
+
+
+class ImaginationProcess:
+    """Policy and world model on one GPU share, advancing their slots together."""
+
+    def __init__(self, config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> None:
+        torch.set_num_threads(1)
+        folder = Path(world_model.uri)
+        frame_size = (config.robot.height, config.robot.width)
+        self._worker = ImaginationWorker(
+            policy=load_policy(config.policy, Path(policy.uri), policy.version),
+            world_model=load_world_model(config.world_model, frame_size, folder, world_model.version),
+            adapter=load_adapter(folder),
+            kinematics=flange_pose,
+            settings=ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),
+        )
+
+    def run(self, name: str, queue: WorkQueue, sink: TrajectoryWriter) -> dict[str, Any]:
+        return self._worker.run(name, queue, sink)
+
+
+class ScorerProcess:
+    """The reward model; its callers' clips are scored in batches."""
+
+    def __init__(self, config: RewardConfig, checkpoint: Checkpoint) -> None:
+        torch.set_num_threads(1)
+        self._scorer = RewardScorer(
+            lambda: load_reward(config, Path(checkpoint.uri), checkpoint.version),
+            config.max_batch,
+            config.max_wait_s,
+        )
+
+    async def score(self, clip: Clip) -> Score:
+        return await self._scorer.score(clip)

@@ -1,0 +1,92 @@
+"""Starts or joins a Ray cluster, and asks it what it has."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from cluster.placement import Node, Placed, place, processes
+from configs.run import RunConfig
+
+ROOT = Path(__file__).parents[1]
+NOT_SHIPPED = ["/.venv/", "/outputs/", "/.git/", "/checkpoints/", "/.pytest_cache/", "/.ruff_cache/"]
+
+
+@contextmanager
+def session(run: RunConfig) -> Iterator[None]:
+    """A Ray that this run may use: its own, stopped at the end, or one that is already up.
+
+    Raises:
+        ValueError: no cluster answers at ``cluster.address``.
+    """
+    # A metrics agent that reports to nobody, and a warning that CUDA variables stay as they are.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if run.cluster.address:
+        _join(run)
+    else:
+        _start(run)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(run: RunConfig) -> None:
+    try:
+        ray.init(
+            address=run.cluster.address,
+            runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED},
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        raise ValueError(
+            f"cluster.address={run.cluster.address}: no Ray cluster answers there ({error}). "
+            "Start one with `ray start --head`, or use cluster=local"
+        ) from error
+
+
+def _start(run: RunConfig) -> None:
+    ray.init(
+        num_cpus=run.cluster.num_cpus or max(2, round(run.peak_cpus() + 0.5)),
+        resources={run.robot.resource: run.robot.count},
+        object_store_memory=run.cluster.object_store_mb * 2**20,
+        include_dashboard=run.cluster.dashboard,
+        log_to_driver=False,
+        logging_level="ERROR",
+        # Local workers import the code from here; nothing is copied.
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+
+
+def nodes(resource: str) -> list[Node]:
+    """The living nodes of the cluster."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            robots = int(has.get(resource, 0))
+            found.append(
+                Node(
+                    name=node["NodeManagerHostname"],
+                    cpus=has.get("CPU", 0.0),
+                    gpus=has.get("GPU", 0.0),
+                    resources=(resource,) if robots else (),
+                    robots=robots,
+                )
+            )
+    return found
+
+
+def local_nodes(run: RunConfig) -> list[Node]:
+    """The one node that a local Ray will be, for a plan made before it starts."""
+    cpus = run.cluster.num_cpus or max(2, round(run.peak_cpus() + 0.5))
+    return [Node("this machine", cpus, 0, (run.robot.resource,), run.robot.count)]
+
+
+def placed(run: RunConfig, tasks: list[str]) -> list[Placed]:
+    """Where the connected cluster can hold the run, or a ShortageError."""
+    return place(processes(run, tasks), nodes(run.robot.resource))

@@ -1,0 +1,121 @@
+"""Runs a learner as a Ray Train run of its own and shows its steps while it trains."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+
+from configs.run import ClusterConfig
+from services.progress import Bar
+
+OnStep = Callable[[int, float], None]
+Learner = Callable[[OnStep], dict[str, Any]]  # trains, writes its folder, returns its numbers
+
+
+class StepBoard:
+    """Where a learner writes its newest step and its result; Ray Train keeps only what comes
+    with a checkpoint of its own, and our checkpoints have another layout."""
+
+    def __init__(self) -> None:
+        self._newest = (0, float("nan"))
+        self._result: dict[str, Any] | None = None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def result(self) -> dict[str, Any] | None:
+        return self._result
+
+    def post(self, step: int, loss: float) -> None:
+        self._newest = (step, loss)
+
+    def newest(self) -> tuple[int, float]:
+        return self._newest
+
+
+@dataclass
+class _Fit(threading.Thread):
+    """``trainer.fit()`` blocks, so it runs beside the loop that draws the bar."""
+
+    trainer: TorchTrainer
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever joins this thread
+            self.error = error
+
+    __hash__ = threading.Thread.__hash__
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """Runs in the Ray Train worker."""
+    board = config["board"]
+    result = config["learner"](lambda step, loss: board.post.remote(step, loss))
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(board.finish.remote(result), timeout=60)
+
+
+def fit(learner: Learner, name: str, folder: Path, cluster: ClusterConfig, bar: Bar) -> dict[str, Any]:
+    """Train to the end and return what the learner returned.
+
+    A worker that dies is started again and continues at its last checkpoint, at most
+    ``cluster.max_failures`` times.
+
+    Raises:
+        RuntimeError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
+    """
+    board = ray.remote(StepBoard).options(num_cpus=0).remote()
+    resources = {"CPU": cluster.learner_cpus}
+    if cluster.learner_gpus:
+        resources["GPU"] = cluster.learner_gpus
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"learner": learner, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.learner_workers,
+            use_gpu=cluster.learner_gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RayRunConfig(
+            name=name,
+            storage_path=str(folder.resolve()),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    running = _Fit(trainer)
+    running.start()
+    _watch(running, board, cluster.stall_timeout_s, bar)
+    result = ray.get(board.result.remote(), timeout=60)
+    ray.kill(board)
+    if running.error is not None:
+        raise RuntimeError(f"learner {name!r} failed: {running.error}") from running.error
+    if result is None:
+        raise RuntimeError(f"learner {name!r} ended without a result; see {folder}")
+    return result
+
+
+def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
+    last, moved = -1, time.monotonic()
+    while running.is_alive():
+        running.join(timeout=0.3)
+        step, loss = ray.get(board.newest.remote(), timeout=60)
+        if step != last:
+            last, moved = step, time.monotonic()
+            bar.at(step, loss=loss)
+        if time.monotonic() - moved > stall_timeout_s:
+            raise RuntimeError(
+                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {last}). "
+                "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
+            )

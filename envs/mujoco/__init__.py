@@ -1,0 +1,1 @@
+"""A DROID rig simulated with MuJoCo: scene, tasks, success checks, experts and renderers."""

@@ -1,0 +1,250 @@
+"""Ctrl-World as a trainable world model: windows to losses, slots to imagined frames."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from configs.world_model import WorldModelConfig
+from contracts.constants import NEW_FRAMES, NO_VERSION
+from contracts.types import StartState
+from models.ctrl_world.checkpoint import load_state, read_state, save_safetensors
+from models.ctrl_world.diffusion import (
+    Conditions,
+    Sampler,
+    TrainingDraws,
+    sample,
+    training_loss,
+)
+from models.ctrl_world.history import PoseRange, history_offsets, history_positions, pose_table
+from models.ctrl_world.latents import (
+    check_frame_size,
+    decode,
+    encode,
+    latent_shape,
+    to_uint8,
+)
+from models.ctrl_world.network import TEXT_TOKENS, CtrlWorldNetwork
+from models.interfaces import Batch, WorldModelBatch
+
+WEIGHTS = "model.safetensors"
+SETTINGS = "world_model.json"
+STATISTICS = "stat.json"  # upstream's name and keys
+PUBLISHED_SIZE = (192, 320)
+
+
+@dataclass(slots=True)
+class Slot:
+    """All memory of one imagined trajectory. Entry k of both lists is the frame before chunk k;
+    a pose is known when its chunk is asked for."""
+
+    seed: int
+    instruction: str
+    latents: list[Float[Tensor, "4 rows columns"]]
+    poses: list[Float[np.ndarray, " 7"]] = field(default_factory=list)
+
+
+class CtrlWorldModel:
+    """Implements ``TrainableWorldModel``.
+
+    ``history_offsets`` are the 5 Hz offsets of the six history frames from the current frame in a
+    training window (-1000000: the episode's first frame). They follow from
+    ``cfg.ctrl_world.history_ids``, so training sees what imagining sees.
+
+    Its VAE is frozen: with random weights latents mean little, so losses and frames of an
+    untrained VAE exercise the machinery and judge nothing.
+
+    Raises:
+        ValueError: ``frame_size`` (height, width) does not suit the UNet; says one that does.
+    """
+
+    def __init__(self, cfg: WorldModelConfig, frame_size: tuple[int, int], seed: int) -> None:
+        check_frame_size(*frame_size)
+        self.cfg = cfg.ctrl_world
+        self.frame_size = frame_size
+        self.version = NO_VERSION
+        self.pose_range = PoseRange()
+        self.history_offsets = history_offsets(self.cfg.history_ids)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = CtrlWorldNetwork(self.cfg)
+        self._tokenizer = (
+            CLIPTokenizer.from_pretrained(self.cfg.tokenizer) if self.cfg.tokenizer else None
+        )
+
+    def module(self) -> CtrlWorldNetwork:
+        """UNet and action encoder train; VAE and text encoder ride along, frozen."""
+        return self.network
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.unet.device
+
+    def fit_statistics(self, batch: Batch) -> None:
+        """Normalise poses by this batch's percentiles instead of DROID's published ones."""
+        self.pose_range = PoseRange.fit(_windows(batch).poses)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, " batch"]:
+        """EDM loss of each window; its frames are encoded here, with the frozen VAE."""
+        windows = _windows(batch)
+        return self.latent_loss(self.encode_windows(windows.frames, generator), windows, generator)
+
+    def encode_windows(
+        self, frames: UInt8[np.ndarray, "batch window 3 height width 3"], generator: torch.Generator
+    ) -> Float[Tensor, "batch window 4 rows columns"]:
+        """Scaled latents of windows, one window at a time: memory does not grow with the batch."""
+        shape = (frames.shape[1], *latent_shape(*self.frame_size))
+        parts = [
+            encode(
+                self.network.vae,
+                torch.from_numpy(window).to(self.device),
+                torch.randn(shape, generator=generator).to(self.device),
+            )
+            for window in frames
+        ]
+        return torch.stack(parts)
+
+    def latent_loss(
+        self,
+        latents: Float[Tensor, "batch window 4 rows columns"],
+        windows: WorldModelBatch,
+        generator: torch.Generator,
+    ) -> Float[Tensor, " batch"]:
+        """``loss`` for windows that are encoded already; ``windows.frames`` is not read."""
+        draws = TrainingDraws.sample(tuple(latents.shape), generator).to(self.device)
+        poses = torch.from_numpy(self.pose_range.normalise(windows.poses)).to(self.device)
+        context = self.network.context(poses, self._embed(windows.instructions))
+        return training_loss(self.network, latents, context, draws)
+
+    @torch.no_grad()
+    def begin(self, start: StartState, seed: int) -> Slot:
+        """Encode the first frame; the posterior's draw comes from ``seed``."""
+        frame = torch.from_numpy(start.frame).to(self.device)[None]
+        noise = torch.randn(latent_shape(*self.frame_size), generator=_generator(seed, 0))
+        latent = encode(self.network.vae, frame, noise.to(self.device)[None])[0]
+        return Slot(seed, start.instruction, [latent])
+
+    @torch.no_grad()
+    def imagine(
+        self, slots: Sequence[Slot], poses: Float32[np.ndarray, "slot 5 7"]
+    ) -> UInt8[np.ndarray, "slot 4 3 height width 3"]:
+        """Advance each slot by one chunk and return its four new frames.
+
+        One slot at a time: the full-size UNet fills a GPU with one clip and its guidance twin
+        (ten trajectories take ten times as long, upstream issue 15), and kernels that never see
+        another batch size give a slot the same bits in any company.
+        """
+        return np.stack([self._one(slot, chunk) for slot, chunk in zip(slots, poses, strict=True)])
+
+    def _one(
+        self, slot: Slot, poses: Float32[np.ndarray, "5 7"]
+    ) -> UInt8[np.ndarray, "4 3 height width 3"]:
+        shape = (1 + NEW_FRAMES, *latent_shape(*self.frame_size))
+        noise = torch.randn(shape, generator=_generator(slot.seed, len(slot.latents)))
+        latents = self.advance(slot, poses, noise)
+        frames = to_uint8(decode(self.network.vae, latents, self.cfg.official_decode))
+        return frames[1:].cpu().numpy()
+
+    @torch.no_grad()
+    def advance(
+        self,
+        slot: Slot,
+        poses: Float[np.ndarray, "5 7"],
+        noise: Float[Tensor, "5 4 rows columns"],
+    ) -> Float[Tensor, "5 4 rows columns"]:
+        """Predict one chunk from unit ``noise`` and append its last latent to the slot.
+
+        Returns scaled latents of the current frame, generated anew, and the four after it. History
+        stays in latents: it is never decoded and encoded again.
+        """
+        ids = self.cfg.history_ids
+        known = [*slot.poses, poses[0]]
+        table = self.pose_range.normalise(pose_table(known, ids, poses))
+        past = [slot.latents[position] for position in history_positions(len(slot.latents), ids)]
+        with torch.autocast(self.device.type, torch.bfloat16, self.cfg.dtype == "bfloat16"):
+            context = self.network.context(
+                torch.from_numpy(table)[None].to(self.device), self._embed([slot.instruction])
+            )
+            given = Conditions(
+                torch.stack(past)[None].to(self.device),
+                slot.latents[-1][None].to(self.device),
+                context,
+            )
+            sampler = Sampler(self.cfg.sampler_steps, self.cfg.guidance)
+            latents = sample(self.network, given, noise[None].to(self.device), sampler)[0]
+        slot.poses.append(poses[0])
+        slot.latents.append(latents[-1])
+        return latents
+
+    def _embed(self, instructions: Sequence[str]) -> Float[Tensor, "batch projection"] | None:
+        """CLIP's embedding of each instruction; None without a tokenizer. "" is an instruction."""
+        if self._tokenizer is None:
+            return None
+        tokens = self._tokenizer(
+            list(instructions),
+            padding="max_length",
+            max_length=TEXT_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            return self.network.embed_text(tokens["input_ids"].to(self.device))
+
+    def save(self, folder: Path) -> None:
+        """Weights under published names, upstream's stat.json, and the frame size."""
+        save_safetensors(self.network, folder / WEIGHTS)
+        low, high = self.pose_range.low, self.pose_range.high
+        (folder / STATISTICS).write_text(json.dumps({"state_01": low, "state_99": high}))
+        (folder / SETTINGS).write_text(json.dumps({"frame_size": self.frame_size}))
+
+    @classmethod
+    def load(cls, cfg: WorldModelConfig, folder: Path, version: int) -> "CtrlWorldModel":
+        """Load what ``save`` wrote, or a folder with the published ``.pt`` alone.
+
+        The latter gets the published frame size and pose statistics.
+
+        Raises:
+            ValueError: no weights, several ``.pt`` files, or weights of other widths.
+        """
+        settings, statistics = folder / SETTINGS, folder / STATISTICS
+        size = PUBLISHED_SIZE
+        if settings.is_file():
+            height, width = json.loads(settings.read_text())["frame_size"]
+            size = (height, width)
+        model = cls(cfg, size, seed=0)
+        load_state(model.network, read_state(_weights(folder)))
+        if statistics.is_file():
+            stat = json.loads(statistics.read_text())
+            model.pose_range = PoseRange(tuple(stat["state_01"]), tuple(stat["state_99"]))
+        model.version = version
+        return model
+
+
+def _windows(batch: Batch) -> WorldModelBatch:
+    if not isinstance(batch, WorldModelBatch):
+        raise ValueError(f"a world model trains on WorldModelBatch, got {type(batch).__name__}")
+    return batch
+
+
+def _generator(seed: int, chunk: int) -> torch.Generator:
+    """Randomness of one chunk of one trajectory, whoever computes it; chunk 0 is the encoding."""
+    state = np.random.SeedSequence((seed, chunk)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _weights(folder: Path) -> Path:
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    found = sorted(folder.glob("*.pt"))
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} holds no {WEIGHTS} and {len(found)} .pt files; "
+            "set world_model.checkpoint to a folder with one checkpoint"
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""The small policy, world model and reward model of the embedded scale."""

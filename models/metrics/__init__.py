@@ -1,0 +1,1 @@
+"""How close imagined frames are to real ones."""

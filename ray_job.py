@@ -1,0 +1,31 @@
+"""Entry point: ``python ray_job.py [key=value ...]``, or the same through ``ray job submit``."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from configs import schema
+
+schema.register()
+
+
+@hydra.main(version_base=None, config_path="configs", config_name="run")
+def main(config: DictConfig) -> None:
+    """Check the config, then do the job it names. Bad input is one line and exit status 2."""
+    # Imported late: a misspelt key must not wait for torch and Ray.
+    from cluster.jobs import run_job  # noqa: PLC0415
+
+    try:
+        run_job(schema.to_run(config), Path.cwd())
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command continues where it stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Reward scoring for any number of callers, in batches, on one model."""
+
+from collections.abc import Callable
+
+from contracts.protocols import RewardModel
+from contracts.types import Clip, Score, Verdict
+from services.batching import MicroBatcher
+
+
+class RewardScorer:
+    """Scores clips with the model that ``load`` returns. Keeps nothing: a restart loses nothing."""
+
+    def __init__(self, load: Callable[[], RewardModel], max_batch: int, max_wait_s: float) -> None:
+        self._model = load()
+        self._batcher = MicroBatcher[Clip, Score](self._model.score, max_batch, max_wait_s)
+
+    async def score(self, clip: Clip) -> Score:
+        """P('yes') of one clip. Raises whatever the model raised for its batch."""
+        return await self._batcher.submit(clip)
+
+    async def version(self) -> int:
+        return self._model.version
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+
+def verdict(trajectory_id: str, reward_version: int, outcome: Score | BaseException) -> Verdict:
+    """What to store for one trajectory, given its score or what went wrong.
+
+    An error becomes a verdict without a score: neither a success nor a failure, and scored again
+    by the next attempt.
+    """
+    if isinstance(outcome, BaseException):
+        error = f"{type(outcome).__name__}: {outcome}"
+        return Verdict(trajectory_id, float("nan"), float("nan"), reward_version, error)
+    return Verdict(trajectory_id, outcome.p_yes, outcome.mass, reward_version)

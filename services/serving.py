@@ -1,0 +1,25 @@
+"""One policy version behind a process border."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from configs.policy import PolicyConfig
+from contracts.protocols import Policy
+from contracts.types import ActionChunk, Checkpoint, Observation
+from models.build import load_policy
+
+
+class PolicyServer:
+    """Answers any number of robots with one checkpoint; loading happens in its own process."""
+
+    def __init__(self, config: PolicyConfig, checkpoint: Checkpoint, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self._policy: Policy = load_policy(config, Path(checkpoint.uri), checkpoint.version)
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        return self._policy.act(observations, seeds)
+
+    def version(self) -> int:
+        return self._policy.version

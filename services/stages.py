@@ -1,0 +1,54 @@
+"""Stage manifests: what a run has finished, so that the same command continues it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file that is whole or absent after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError naming the file when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command") from error
+
+
+def fingerprint(value: object) -> str:
+    """Short content hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Stages:
+    """The finished stages under ``folder``, one manifest each. A finished stage never runs again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def result(self, name: str) -> Any | None:
+        path = self._path(name)
+        return read_json(path)["result"] if path.exists() else None
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """Return the stored result of ``name``, or do the work and store what it returned."""
+        if (done := self.result(name)) is not None:
+            return done
+        result = work()
+        write_json(self._path(name), {"stage": name, "result": result})
+        return result
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '-')}.json"

@@ -1,0 +1,143 @@
+"""The work queue conserves items: each is waiting, leased or done, and done once."""
+
+import numpy as np
+import pytest
+
+from contracts.types import StartState, WorkItem
+from services.queue import QueueCounts, TaskQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def item(name: str) -> WorkItem:
+    frame = np.zeros((3, 2, 2, 3), np.uint8)
+    start = StartState("p", 0, "count", "count", frame, np.zeros(7, np.float32), 0.0)
+    return WorkItem(name, start, iteration=1, seed=0)
+
+
+def names(items: list[WorkItem]) -> str:
+    return "".join(i.trajectory_id for i in items)
+
+
+def make(letters: str = "abcde", finished: str = "") -> tuple[TaskQueue, Clock]:
+    clock = Clock()
+    return TaskQueue([item(x) for x in letters], finished, lease_s=10, clock=clock), clock
+
+
+def test_items_go_out_in_order_and_once():
+    queue, _ = make()
+    assert [names(queue.take("w", 2)), names(queue.take("v", 2))] == ["ab", "cd"]
+    assert [names(queue.take("w", 2)), names(queue.take("w", 2))] == ["e", ""]
+    assert queue.counts() == QueueCounts(waiting=0, leased=5, done=0)
+
+
+def test_what_an_earlier_process_stored_is_not_handed_out():
+    queue, _ = make(finished="bdz")
+    assert names(queue.take("w", 9)) == "ace"
+    assert queue.counts() == QueueCounts(0, 3, 2)
+
+
+def test_dead_workers_items_come_first_and_in_order():
+    queue, _ = make()
+    queue.take("dead", 2)
+    queue.take("alive", 1)
+    assert queue.release("dead") == 2
+    assert names(queue.take("alive", 9)) == "abde"
+    assert queue.counts() == QueueCounts(0, 5, 0)
+
+
+def test_lease_ends_at_ten_seconds_of_silence():
+    queue, clock = make()
+    queue.take("silent", 2)
+    clock.now = 9.9
+    assert queue.expire() == 0
+    clock.now = 10.0
+    assert names(queue.take("other", 3)) == "abc"
+
+
+def test_sign_of_life_renews_every_lease_of_that_worker_alone():
+    queue, clock = make()
+    queue.take("lively", 2)
+    queue.take("silent", 1)
+    clock.now = 6
+    queue.heartbeat("lively")
+    clock.now = 12
+    assert queue.expire() == 1
+    assert names(queue.take("other", 1)) == "c"
+    clock.now = 15
+    queue.done("lively", "a")  # renews b until 25
+    clock.now = 20
+    assert queue.expire() == 0
+    clock.now = 25
+    assert queue.expire() == 2  # b, and c of "other", silent since 12
+
+
+def test_done_is_idempotent_and_valid_after_the_lease_was_lost():
+    queue, clock = make("ab")
+    queue.take("slow", 1)
+    clock.now = 11
+    assert names(queue.take("quick", 1)) == "a"
+    queue.done("slow", "a")
+    queue.done("quick", "a")
+    assert queue.counts() == QueueCounts(waiting=1, leased=0, done=1)
+    assert queue.drain() == ["a"]
+    assert queue.drain() == []
+
+
+def test_done_takes_a_requeued_item_out_of_the_line():
+    queue, _ = make("ab")
+    queue.take("slow", 2)
+    queue.release("slow")
+    queue.done("slow", "b")
+    assert names(queue.take("other", 9)) == "a"
+    queue.done("other", "a")
+    assert queue.finished()
+    assert queue.drain() == ["b", "a"]
+
+
+def test_stop_hands_out_nothing_but_still_counts():
+    queue, _ = make()
+    queue.take("w", 2)
+    queue.stop()
+    assert queue.take("w", 2) == []
+    queue.done("w", "a")
+    assert queue.counts() == QueueCounts(waiting=3, leased=1, done=1)
+    assert not queue.finished()
+
+
+def test_strangers_and_duplicates_are_refused():
+    queue, _ = make()
+    with pytest.raises(ValueError, match="never in this queue"):
+        queue.done("w", "z")
+    with pytest.raises(ValueError, match="2 items share 1 ids"):
+        make("aa")
+
+
+def test_random_life_loses_and_repeats_nothing():
+    """300 random events: the counts always add up, and every id is drained exactly once."""
+    rng = np.random.default_rng(0)
+    queue, clock = make("abcdefghijklmnopqrstuvwxyz")
+    held: dict[str, list[str]] = {"u": [], "v": [], "w": []}
+    drained: list[str] = []
+    for _ in range(300):
+        worker = "uvw"[rng.integers(3)]
+        event = rng.integers(4)
+        if event == 0:
+            held[worker] += [i.trajectory_id for i in queue.take(worker, int(rng.integers(1, 4)))]
+        elif event == 1 and held[worker]:
+            queue.done(worker, held[worker].pop())
+        elif event == 2 and rng.random() < 0.2:
+            queue.release(worker)
+            held[worker] = []
+        clock.now += float(rng.random() * 2)
+        drained += queue.drain()
+        counts = queue.counts()
+        assert counts.waiting + counts.leased + counts.done == 26
+        assert counts.done == len(drained) == len(set(drained))
+    assert queue.finished()

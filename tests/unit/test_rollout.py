@@ -1,0 +1,148 @@
+"""The robot loop counts: every tick once, in order, with the frame that belongs to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from actors.rollout import EpisodeRequest, RolloutActor, run_episode
+from actors.seeds import fold
+from contracts.types import ActionChunk, Label, Observation, Trajectory
+from envs.fake import CountingRobot
+
+
+@dataclass
+class CountingPolicy:
+    """Row k of a plan made at tick t asks for a gripper of (t + k) / 1000."""
+
+    version: int = 3
+    horizon: int = 15
+    seeds: list[int] = field(default_factory=list)
+    ticks: list[int] = field(default_factory=list)
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        (observation,) = observations
+        tick = int(observation.state.joint_position[0])
+        assert observation.images[0, 0, 0, 0] == tick  # the picture is of now, not of before
+        self.seeds += seeds
+        self.ticks.append(tick)
+        actions = np.zeros((self.horizon, 8), np.float32)
+        actions[:, 7] = (tick + np.arange(self.horizon)) / 1000
+        return [ActionChunk(actions, self.version)]
+
+
+def request(**changes: object) -> EpisodeRequest:
+    values: dict = {
+        "trajectory_id": "a",
+        "task": "count",
+        "iteration": 1,
+        "seed": 5,
+        "max_ticks": 30,
+    }
+    return EpisodeRequest(**(values | changes))
+
+
+def test_no_tick_is_lost_repeated_or_reordered():
+    robot = CountingRobot()
+    for episode in range(3):
+        trajectory = run_episode(robot, CountingPolicy(), request(max_ticks=31))
+        np.testing.assert_array_equal(trajectory.joint_position[:, 0], np.arange(32))
+        assert set(trajectory.joint_position[:, 1]) == {episode}
+        np.testing.assert_array_equal(trajectory.frames[:, 0, 0, 0, 0], np.arange(0, 31, 3))
+        np.testing.assert_allclose(trajectory.actions[:, 7], np.arange(31) / 1000, rtol=1e-6)
+        np.testing.assert_array_equal(np.stack(robot.executed), trajectory.actions)
+
+
+@pytest.mark.parametrize(("execute", "decisions"), [(12, [0, 12, 24]), (8, [0, 8, 16, 24])])
+def test_decisions_fall_every_executed_chunk(execute, decisions):
+    """8 ticks is openpi's DROID client; its decisions fall between the 5 Hz frames."""
+    policy = CountingPolicy()
+    trajectory = run_episode(CountingRobot(), policy, request(execute=execute))
+    assert policy.ticks == decisions
+    assert policy.seeds == [fold(5, i) for i in range(len(decisions))]
+    np.testing.assert_array_equal(trajectory.frames[:, 0, 0, 0, 0], np.arange(0, 31, 3))
+
+
+def test_provenance_says_who_made_it():
+    trajectory = run_episode(CountingRobot(), CountingPolicy(version=7), request(origin="demo"))
+    assert trajectory.provenance.policy_version == 7
+    assert trajectory.provenance.world_model_version == -1
+    assert (trajectory.provenance.origin, trajectory.provenance.seed) == ("demo", 5)
+    assert (trajectory.instruction, trajectory.ending) == ("count from 5", "timeout")
+
+
+@pytest.mark.parametrize(("settle", "ticks"), [(1, 12), (3, 12), (4, 15), (60, 30)])
+def test_episode_ends_at_a_frame_once_it_looked_finished_long_enough(settle, ticks):
+    """Finished from tick 10 on: ``settle`` yeses in a row are complete at tick 9 + settle."""
+    robot = CountingRobot()
+    asked = request(settle_ticks=settle)
+    trajectory = run_episode(robot, CountingPolicy(), asked, lambda: robot.tick >= 10)
+    assert trajectory.num_ticks == ticks
+    assert trajectory.ending == ("done" if settle < 60 else "timeout")
+    assert trajectory.frames[-1, 0, 0, 0, 0] == ticks
+
+
+def test_a_flicker_does_not_end_the_episode():
+    robot = CountingRobot()
+    flicker = lambda: robot.tick % 4 != 0  # noqa: E731 - three yeses, one no
+    assert run_episode(robot, CountingPolicy(), request(settle_ticks=4), flicker).num_ticks == 30
+
+
+def test_arm_is_held_when_a_step_fails_and_when_all_went_well():
+    robot = CountingRobot(fail_at=17)
+    with pytest.raises(OSError, match="tick 17"):
+        run_episode(robot, CountingPolicy(), request())
+    assert robot.held
+    robot = CountingRobot()
+    run_episode(robot, CountingPolicy(), request())
+    assert robot.held
+
+
+def test_plan_shorter_than_what_is_executed_is_refused():
+    with pytest.raises(ValueError, match="plans 10 ticks but 12"):
+        run_episode(CountingRobot(), CountingPolicy(horizon=10), request())
+
+
+def test_version_that_changes_within_an_episode_is_refused():
+    class Restless(CountingPolicy):
+        def act(
+            self, observations: Sequence[Observation], seeds: Sequence[int]
+        ) -> list[ActionChunk]:
+            self.version += 1
+            return super().act(observations, seeds)
+
+    with pytest.raises(ValueError, match="version"):
+        run_episode(CountingRobot(), Restless(), request())
+
+
+@dataclass
+class LongIsGood:
+    """Labels an episode a success when it ended by itself."""
+
+    def label(self, trajectory: Trajectory) -> Label:
+        return Label(trajectory.id, trajectory.ending == "done", "simulator")
+
+
+def test_actor_collects_and_labels_one_robot():
+    robot = CountingRobot()
+    actor = RolloutActor(
+        lambda: (robot, LongIsGood(), lambda: robot.episode == 1), CountingPolicy(version=1)
+    )
+    first = actor.collect(request())
+    actor.use(CountingPolicy(version=2))
+    second = actor.collect(request(trajectory_id="b"))
+    assert [first[1].success, second[1].success] == [False, True]
+    assert second[1].trajectory_id == "b"
+    assert [t.provenance.policy_version for t, _ in (first, second)] == [1, 2]
+    actor.close()
+    assert robot.closed
+
+
+def test_fold_gives_distinct_reproducible_seeds():
+    """100 x 20 of 2^63 values: a collision by chance has probability 2e-13."""
+    seeds = {fold(seed, chunk) for seed in range(100) for chunk in range(20)}
+    assert len(seeds) == 2000
+    assert fold(3, 4) == fold(3, 4) != fold(4, 3)
+    with pytest.raises(ValueError, match="at least 0"):
+        fold(-1, 0)
