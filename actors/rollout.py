@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.seeds import fold
 from contracts.constants import TICKS_PER_FRAME
 from contracts.protocols import LabelSource, Policy, RobotEnv
+from contracts.seeds import fold
 from contracts.types import (
     ActionChunk,
     Label,

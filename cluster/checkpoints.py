@@ -28,7 +28,9 @@ class CheckpointFolder:
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
 
-    def publish(self, kind: Kind, version: int, weights: Path, lineage: dict[str, object]) -> Checkpoint:
+    def publish(
+        self, kind: Kind, version: int, weights: Path, lineage: dict[str, object]
+    ) -> Checkpoint:
         """Copy ``weights`` into place as one atomic rename; a version that exists is kept."""
         final = self._root / kind / f"v{version:04d}"
         if not final.exists():

@@ -33,7 +33,9 @@ def demonstrations(run: Context) -> dict[str, Any]:
     return _outcomes(run, "demos", [item[2] for item in wanted])
 
 
-def roll_out(run: Context, name: str, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str) -> dict[str, Any]:
+def roll_out(
+    run: Context, name: str, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str
+) -> dict[str, Any]:
     """Play every request that is not stored yet, on all robots; a stored episode never plays again."""
     done = set(run.reader(store).ids())
     missing = [request for request in requests if request.trajectory_id not in done]
@@ -44,11 +46,18 @@ def roll_out(run: Context, name: str, policy: Checkpoint, requests: Sequence[Epi
     return _outcomes(run, store, [request.trajectory_id for request in requests])
 
 
-def _play(run: Context, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str, bar: Bar) -> None:
+def _play(
+    run: Context, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str, bar: Bar
+) -> None:
     config, cluster = run.config, run.config.cluster
     server = (
         ray.remote(PolicyServer)
-        .options(num_cpus=cluster.worker_cpus, num_gpus=cluster.worker_gpus, max_restarts=-1, max_task_retries=3)
+        .options(
+            num_cpus=cluster.worker_cpus,
+            num_gpus=cluster.worker_gpus,
+            max_restarts=-1,
+            max_task_retries=3,
+        )
         .remote(config.policy, policy)
     )
     handle = RemotePolicy(server, answer(server.version.remote(), cluster.start_timeout_s))

@@ -40,7 +40,7 @@ class Context:
 
     def reader(self, store: str) -> ReplayStore:
         """Open a store for reading; it shows what was committed until now."""
-        return ReplayStore.create_or_open(self.store_folder(store))
+        return ReplayStore.open(self.store_folder(store))
 
     def store_folder(self, store: str) -> Path:
         return self.folder / "stores" / store

@@ -54,5 +54,8 @@ class RemoteQueue:
     def take(self, worker: str, count: int) -> list[WorkItem]:
         return answer(self._actor.take.remote(worker, count))
 
+    def release(self, worker: str) -> int:
+        return answer(self._actor.release.remote(worker))
+
     def done(self, worker: str, trajectory_id: str) -> None:
         answer(self._actor.done.remote(worker, trajectory_id))

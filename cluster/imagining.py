@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.imagination import ImaginationStats
 from cluster.context import Context, Versions
 from cluster.handles import RemoteQueue, RemoteStore, answer
 from cluster.processes import ImaginationProcess, ScorerProcess
 from contracts.seeds import fold
-from contracts.types import StartState, Verdict, WorkItem
+from contracts.types import Score, StartState, Verdict, WorkItem
 from services.progress import Bar
 from services.queue import TaskQueue
+from services.scoring import verdict
 
 POLL_S = 0.5
 
@@ -25,7 +27,10 @@ def work_items(run: Context, task: str, iteration: int) -> list[WorkItem]:
         return []
     rng = np.random.default_rng(fold(run.config.seed, "starts", iteration, task))
     order = np.concatenate(
-        [rng.permutation(len(rows)) for _ in range(run.config.for_task(task).imagine // len(rows) + 1)]
+        [
+            rng.permutation(len(rows))
+            for _ in range(run.config.for_task(task).imagine // len(rows) + 1)
+        ]
     )
     firsts = {row.id: store.frames(row.id, [0])[0] for row in rows}
     items = []
@@ -41,7 +46,9 @@ def work_items(run: Context, task: str, iteration: int) -> list[WorkItem]:
             gripper_position=float(row.gripper_position[0]),
         )
         name = f"imagined-{iteration}-{task}-{k:05d}"
-        items.append(WorkItem(name, start, iteration, fold(run.config.seed, "imagine", iteration, task, k)))
+        items.append(
+            WorkItem(name, start, iteration, fold(run.config.seed, "imagine", iteration, task, k))
+        )
     return items
 
 
@@ -50,18 +57,23 @@ def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     items = {task: work_items(run, task, iteration) for task in run.tasks}
     done = set(run.reader("imagined").ids())
     total = sum(len(work) for work in items.values())
-    missing = {task: [i for i in work if i.trajectory_id not in done] for task, work in items.items()}
+    missing = {
+        task: [i for i in work if i.trajectory_id not in done] for task, work in items.items()
+    }
     with run.reporter.stage(f"{iteration} imagine", total, "trajectories") as bar:
         bar.at(total - sum(len(work) for work in missing.values()))
         pools = [_Pool(run, task, work, versions) for task, work in missing.items() if work]
         try:
             _watch(pools, bar, run.config.cluster.stall_timeout_s)
         finally:
-            stats = [pool.close() for pool in pools]
+            stats = [s for pool in pools for s in pool.close()]
     return {
         "trajectories": total,
         "seconds": bar.seconds,
-        "net_frames": sum(s["net_frames"] for s in stats),
+        "net_frames": sum(s.frames for s in stats),
+        "policy_s": sum(s.policy_s for s in stats),
+        "world_model_s": sum(s.world_model_s for s in stats),
+        "host_s": sum(s.host_s for s in stats),
         "workers": {pool.task: pool.num_workers for pool in pools},
     }
 
@@ -69,59 +81,76 @@ def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
 class _Pool:
     """The imagination workers of one task and the queue they pull from."""
 
-    def __init__(self, run: Context, task: str, work: list[WorkItem], versions: Versions) -> None:
+    def __init__(
+        self, run: Context, task: str, work: list[WorkItem], versions: Versions
+    ) -> None:
         config, cluster = run.config, run.config.cluster
         self.task = task
         self.num_workers = min(config.for_task(task).workers, len(work))
-        self.queue = ray.remote(TaskQueue).options(num_cpus=0).remote(work, config.imagination.lease_s)
+        queue = ray.remote(TaskQueue).options(num_cpus=0)
+        self.queue = queue.remote(work, lease_s=config.imagination.lease_s)
         policy = run.checkpoints.open("policy", versions.policy)
         world_model = run.checkpoints.open("world_model", versions.world_model)
-        # A worker that dies starts again, its call is retried, and the queue hands its work out anew.
-        options = {"num_cpus": cluster.worker_cpus, "num_gpus": cluster.worker_gpus}
-        worker = ray.remote(ImaginationProcess).options(**options, max_restarts=-1, max_task_retries=-1)
-        sink = RemoteStore(run.replay, "imagined")
-        self._workers = [worker.remote(config, policy, world_model) for _ in range(self.num_workers)]
-        self.calls = [
-            actor.run.remote(f"{task}-{k}", RemoteQueue(self.queue), sink)
-            for k, actor in enumerate(self._workers)
+        worker = ray.remote(ImaginationProcess).options(
+            num_cpus=cluster.worker_cpus,
+            num_gpus=cluster.worker_gpus,
+            max_restarts=-1,  # a worker that dies starts again, its call is repeated,
+            max_task_retries=-1,  # and the queue hands out anew what it held
+        )
+        self._workers = [
+            worker.remote(config, policy, world_model) for _ in range(self.num_workers)
         ]
+        self._sink = RemoteStore(run.replay, "imagined")
+        self._calls = [self._call(k) for k in range(self.num_workers)]
+        self._stats: dict[int, ImaginationStats] = {}
 
-    def finished(self) -> int:
-        return answer(self.queue.num_done.remote())
+    def _call(self, index: int) -> Any:
+        name = f"{self.task}-{index}"
+        return self._workers[index].run.remote(name, RemoteQueue(self.queue), self._sink)
 
-    def close(self) -> dict[str, Any]:
-        """Stop the workers; return what they counted, if they ended by themselves."""
-        ready, _ = ray.wait(self.calls, num_returns=len(self.calls), timeout=0)
-        stats = [answer(call) for call in ready]
+    def poll(self) -> tuple[int, bool]:
+        """(trajectories done, whether that is all of them). Raises what a worker raised."""
+        for index, call in enumerate(self._calls):
+            if ray.wait([call], timeout=0)[0]:
+                self._stats[index] = answer(call)
+                if not answer(self.queue.finished.remote()):
+                    self._calls[index] = self._call(index)  # a dead worker's items came back
+        counts = answer(self.queue.counts.remote())
+        return counts.done, len(self._stats) == self.num_workers and not counts.leased + counts.waiting
+
+    def close(self) -> list[ImaginationStats]:
+        """Stop the workers; return what those counted that ended by themselves."""
         for actor in (*self._workers, self.queue):
             ray.kill(actor)
-        return {"net_frames": sum(s["net_frames"] for s in stats)}
+        return list(self._stats.values())
 
 
 def _watch(pools: list[_Pool], bar: Bar, stall_timeout_s: float) -> None:
-    """Draw the bar until every worker of every pool has returned."""
+    """Draw the bar until every pool has done all of its work."""
     before = bar.done
     newest, moved = -1, time.monotonic()
-    calls = [call for pool in pools for call in pool.calls]
-    while calls:
-        ready, calls = ray.wait(calls, num_returns=len(calls), timeout=POLL_S)
-        for call in ready:
-            answer(call)  # raises what the worker raised
-        now = sum(pool.finished() for pool in pools)
+    while True:
+        states = [pool.poll() for pool in pools]
+        now = sum(done for done, _ in states)
         if now != newest:
             newest, moved = now, time.monotonic()
             bar.at(before + now)
+        if all(finished for _, finished in states):
+            return
         if time.monotonic() - moved > stall_timeout_s:
             raise RuntimeError(
-                f"{bar.name}: no trajectory ended for {stall_timeout_s:g} s. Look at the workers' logs in "
-                "the Ray dashboard, or raise cluster.stall_timeout_s"
+                f"{bar.name}: no trajectory ended for {stall_timeout_s:g} s. Look at the workers' "
+                "logs in the Ray dashboard, or raise cluster.stall_timeout_s"
             )
+        time.sleep(POLL_S)
 
 
 def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     """Give every trajectory of D_real and of this iteration's D_syn a verdict of this reward version."""
     wanted = {
-        "imagined": [i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")],
+        "imagined": [
+            i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")
+        ],
         "real": run.reader("real").ids(),
     }
     pending = []
@@ -141,13 +170,18 @@ def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar)
     scorer = (
         ray.remote(ScorerProcess)
         .options(
-            num_cpus=cluster.scorer_cpus, num_gpus=cluster.scorer_gpus,
-            max_restarts=-1, max_task_retries=3, max_concurrency=4 * config.reward.max_batch,
+            num_cpus=cluster.scorer_cpus,
+            num_gpus=cluster.scorer_gpus,
+            max_restarts=-1,
+            max_task_retries=3,
+            max_concurrency=4 * config.reward.max_batch,
         )
         .remote(config.reward, run.checkpoints.open("reward", version))
     )
     try:
-        for start in range(0, len(pending), 4 * config.reward.max_batch):  # bounds what is in flight
+        for start in range(
+            0, len(pending), 4 * config.reward.max_batch
+        ):  # bounds what is in flight
             part = pending[start : start + 4 * config.reward.max_batch]
             calls = []
             for store, trajectory_id in part:
@@ -155,7 +189,9 @@ def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar)
                 calls.append(scorer.score.remote(clip))
             verdicts: dict[str, list[Verdict]] = {}
             for (store, trajectory_id), call in zip(part, calls, strict=True):
-                verdicts.setdefault(store, []).append(_verdict(trajectory_id, version, call, cluster.start_timeout_s))
+                verdicts.setdefault(store, []).append(
+                    verdict(trajectory_id, version, _outcome(call, cluster.start_timeout_s))
+                )
             for store, found in verdicts.items():
                 run.writer(store).add_verdicts(found)
             bar.advance(len(part))
@@ -163,13 +199,11 @@ def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar)
         ray.kill(scorer)
 
 
-def _verdict(trajectory_id: str, version: int, call: Any, timeout_s: float) -> Verdict:
-    """A score, or the reason why there is none: an error is not a failure of the trajectory."""
+def _outcome(call: Any, timeout_s: float) -> Score | BaseException:
     try:
-        found = answer(call, timeout_s)
+        return answer(call, timeout_s)
     except ray.exceptions.RayError as error:
-        return Verdict(trajectory_id, float("nan"), float("nan"), version, error=str(error)[-500:])
-    return Verdict(trajectory_id, found.p_yes, found.mass, version)
+        return error
 
 
 def _histogram_counts(run: Context, iteration: int, version: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from services.replay import ReplayService
 
 from cluster import pretrain, summary
 from cluster.checkpoints import CheckpointFolder, base_folder
@@ -19,7 +20,6 @@ from cluster.vlaw import algorithm_1
 from configs.run import RunConfig
 from services.estimate import estimate
 from services.progress import Reporter
-from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
 MAY_CHANGE = ("out", "dry_run", "job", "cluster")  # settings that do not alter what a run computes
@@ -80,9 +80,7 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 
 def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [
-        f"{key} was {was!r}, now {now!r}" for key, was, now in differences(old, new)
-    ]
+    changed = [f"{key} was {was!r}, now {now!r}" for key, was, now in differences(old, new)]
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same settings to "
@@ -101,7 +99,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any
 
 def _require_run(folder: Path) -> None:
     if not (folder / "run.json").exists():
-        raise ValueError(f"job=report: {folder} holds no run (no run.json). Give out=<folder of a run>")
+        raise ValueError(
+            f"job=report: {folder} holds no run (no run.json). Give out=<folder of a run>"
+        )
 
 
 def _print_plan(config: RunConfig, tasks: list[str]) -> None:
@@ -109,7 +109,11 @@ def _print_plan(config: RunConfig, tasks: list[str]) -> None:
     console = Console()
     nodes = local_nodes(config)
     plan = processes(config, tasks)
-    title = "plan on a local Ray" if not config.cluster.address else "plan, as if on one node of the needed size"
+    title = (
+        "plan on a local Ray"
+        if not config.cluster.address
+        else "plan, as if on one node of the needed size"
+    )
     console.print(f"[bold]{title}[/]\n{describe(place(plan, nodes))}", highlight=False)
     console.print("\n".join(estimate(config, tasks)), highlight=False)
 
@@ -133,5 +137,11 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
         )
         stages = Stages(folder / "stages")
         yield Context(
-            config, folder, tasks, stages, reporter, CheckpointFolder(folder / "checkpoints"), replay
+            config,
+            folder,
+            tasks,
+            stages,
+            reporter,
+            CheckpointFolder(folder / "checkpoints"),
+            replay,
         )

@@ -47,15 +47,25 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
             Process("collect", "robot", run.robot.count, c.worker_cpus, 0, run.robot.resource),
             Process("collect", "policy server", 1, c.worker_cpus, c.worker_gpus),
         ]
-    learners = ["policy"] if run.method.kind == "filtered_bc" else ["world model", "reward", "policy"]
+    learners = (
+        ["policy"] if run.method.kind == "filtered_bc" else ["world model", "reward", "policy"]
+    )
     for name in learners:
         plan.append(
-            Process(f"train {name}", f"{name} learner", c.learner_workers, c.learner_cpus, c.learner_gpus)
+            Process(
+                f"train {name}",
+                f"{name} learner",
+                c.learner_workers,
+                c.learner_cpus,
+                c.learner_gpus,
+            )
         )
     if run.method.kind == "vlaw":
         for task in tasks:
             workers = run.for_task(task).workers
-            plan.append(Process("imagine", f"imagination {task}", workers, c.worker_cpus, c.worker_gpus))
+            plan.append(
+                Process("imagine", f"imagination {task}", workers, c.worker_cpus, c.worker_gpus)
+            )
         plan.append(Process("imagine", "reward scorer", 1, c.scorer_cpus, c.scorer_gpus))
     return plan
 
@@ -108,5 +118,7 @@ def describe(placed: list[Placed]) -> str:
     for item in placed:
         p = item.process
         where = ", ".join(dict.fromkeys(item.nodes))
-        lines.append(f"  {p.stage:<18} {p.count} x {p.name:<22} {p.cpus:g} CPU {p.gpus:g} GPU  on {where}")
+        lines.append(
+            f"  {p.stage:<18} {p.count} x {p.name:<22} {p.cpus:g} CPU {p.gpus:g} GPU  on {where}"
+        )
     return "\n".join(lines)

@@ -1,19 +1,18 @@
 """What runs inside each Ray process: the parts are built there, from the run's config."""
 
 from pathlib import Path
-from typing import Any
-
 import torch
-
-from actors.imagination import ImaginationSettings, ImaginationWorker
-from actors.rollout import EpisodeRequest, Finished, RolloutActor
-from configs.reward import RewardConfig
-from configs.run import RunConfig
-from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter, WorkQueue
-from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
-from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 from models.adapter import load_adapter
+
+from actors.imagination import ImaginationSettings, ImaginationStats, ImaginationWorker, Models
+from actors.rollout import EpisodeRequest, Finished, RolloutActor
+from cluster.handles import RemoteQueue
+from configs.reward import RewardConfig
+from configs.run import RunConfig
+from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter
+from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
+from envs.mujoco.experts import demonstrate
 from models.build import load_policy, load_reward, load_world_model
 from models.kinematics import flange_pose
 from services.scoring import RewardScorer
@@ -55,15 +54,22 @@ class ImaginationProcess:
         folder = Path(world_model.uri)
         frame_size = (config.robot.height, config.robot.width)
         self._worker = ImaginationWorker(
-            policy=load_policy(config.policy, Path(policy.uri), policy.version),
-            world_model=load_world_model(config.world_model, frame_size, folder, world_model.version),
-            adapter=load_adapter(folder),
-            kinematics=flange_pose,
-            settings=ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),
+            Models(
+                policy=load_policy(config.policy, Path(policy.uri), policy.version),
+                world_model=load_world_model(
+                    config.world_model, frame_size, folder, world_model.version
+                ),
+                adapter=load_adapter(folder),
+                kinematics=flange_pose,
+            ),
+            ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),
         )
 
-    def run(self, name: str, queue: WorkQueue, sink: TrajectoryWriter) -> dict[str, Any]:
-        return self._worker.run(name, queue, sink)
+    def run(self, name: str, queue: RemoteQueue, sink: TrajectoryWriter) -> ImaginationStats:
+        """Work until the queue hands out no more. A restarted process is called again by Ray under
+        the same name, so what its predecessor held goes back first."""
+        queue.release(name)
+        return self._worker.run(name, queue, sink, should_stop=lambda: False)
 
 
 class ScorerProcess:

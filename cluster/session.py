@@ -11,7 +11,14 @@ from cluster.placement import Node, Placed, place, processes
 from configs.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
-NOT_SHIPPED = ["/.venv/", "/outputs/", "/.git/", "/checkpoints/", "/.pytest_cache/", "/.ruff_cache/"]
+NOT_SHIPPED = [
+    "/.venv/",
+    "/outputs/",
+    "/.git/",
+    "/checkpoints/",
+    "/.pytest_cache/",
+    "/.ruff_cache/",
+]
 
 
 @contextmanager

@@ -67,7 +67,9 @@ def _loop(config: dict[str, Any]) -> None:
         ray.get(board.finish.remote(result), timeout=60)
 
 
-def fit(learner: Learner, name: str, folder: Path, cluster: ClusterConfig, bar: Bar) -> dict[str, Any]:
+def fit(
+    learner: Learner, name: str, folder: Path, cluster: ClusterConfig, bar: Bar
+) -> dict[str, Any]:
     """Train to the end and return what the learner returned.
 
     A worker that dies is started again and continues at its last checkpoint, at most

@@ -35,4 +35,6 @@ class RobotConfig:
                 f"robot.height={self.height} and robot.width={self.width} must be multiples of 8, at least 16"
             )
         if self.kind == "recorded" and not self.path:
-            raise ValueError("robot=recorded needs robot.path=<folder with annotation/ and videos/>")
+            raise ValueError(
+                "robot=recorded needs robot.path=<folder with annotation/ and videos/>"
+            )

@@ -155,7 +155,9 @@ class RunConfig:
 
     def _check_simulated(self) -> None:
         if not self.task:
-            raise ValueError("zero tasks: choose some with task=all, task=quick or task=[book,draw]")
+            raise ValueError(
+                "zero tasks: choose some with task=all, task=quick or task=[book,draw]"
+            )
         for name in self.task:
             one_of("task", name, TASKS)
 

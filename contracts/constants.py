@@ -9,4 +9,6 @@ TICKS_PER_CHUNK = NEW_FRAMES * TICKS_PER_FRAME  # 12 ticks = 0.8 s
 NUM_JOINTS = 7
 ACTION_DIM = 8  # 7 joint velocities and the gripper
 RAD_PER_TICK = 0.2  # what a joint velocity of 1.0 asks for in one tick (DROID robot_ik_solver)
-NO_VERSION = -1  # "no model made this": a demonstration has no policy, a real episode no world model
+NO_VERSION = (
+    -1
+)  # "no model made this": a demonstration has no policy, a real episode no world model

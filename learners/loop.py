@@ -6,17 +6,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.training import TrainConfig
+from contracts.seeds import fold
 from learners.state import TrainState, load_state, save_state
 from models.interfaces import Batch, RewardBatch, Trainable
 
-NOISE_STREAM = 1  # keeps the loss's noise apart from the samplers' draws for the same step
 NOT_RECIPE = ("checkpoint_every", "threads", "device")  # may change while a training is under way
 
 Sample = Callable[[int], Batch]
@@ -84,8 +83,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def noise_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """The CPU generator of one step's noise."""
-    words = np.random.SeedSequence([seed, step, rank, NOISE_STREAM]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> 1))
+    return torch.Generator().manual_seed(fold(seed, "noise", step, rank))
 
 
 def train(
@@ -166,7 +164,7 @@ def _step(loss_module: nn.Module, batch: Batch, state: TrainState, config: Train
 def _finite(what: str, value: float, step: int, config: TrainConfig) -> None:
     if not math.isfinite(value):
         raise DivergedError(
-            f"the {what} is {value} at training step {step}; data and earlier checkpoints are kept. "
+            f"the {what} is {value} at training step {step}; data and checkpoints are kept. "
             f"Lower train.learning_rate={config.learning_rate:g} or train.clip_norm="
             f"{config.clip_norm:g}; the batch of step {step} follows from train.seed={config.seed}"
         )

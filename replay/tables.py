@@ -48,7 +48,7 @@ class Table:
 
     @classmethod
     def create_or_open(cls, path: Path, schema: pa.Schema, upkeep: Upkeep) -> "Table":
-        if not (path / "_versions").exists():
+        if _newest_manifest(path) is None:
             lance.write_dataset(schema.empty_table(), str(path), mode="create")
         return cls(path, schema, upkeep)
 
@@ -82,7 +82,7 @@ class Table:
 
     def refresh(self) -> None:
         """Move to the newest committed version."""
-        self._guarded(self._dataset.checkout_latest)
+        self._guarded(self._dataset.checkout_latest, self._path)
 
     def read(self, columns: Sequence[str] | None = None, start: int = 0) -> pa.Table:
         """All rows from number ``start`` on, in order."""
@@ -99,18 +99,23 @@ class Table:
             return read()
         except _LANCE_ERRORS:
             self.refresh()
-            return self._guarded(read)
+            return self._guarded(read, self._path)
 
-    def _guarded(self, call: Callable[[], Answer]) -> Answer:
+    @staticmethod
+    def _guarded(call: Callable[[], Answer], what: Path) -> Answer:
         try:
             return call()
         except _LANCE_ERRORS as error:
-            raise ValueError(f"{self._path} cannot be read: {error}. {_WAY_OUT}") from error
+            raise ValueError(f"{what} cannot be read: {error}. {_WAY_OUT}") from error
 
     def _open(self) -> lance.LanceDataset:
-        if not (self._path / "_versions").exists():
-            raise ValueError(f"{self._path} is no table: is {self._path.parent} a replay store?")
-        dataset = self._guarded(lambda: lance.dataset(str(self._path)))
+        manifest = _newest_manifest(self._path)
+        if manifest is None:
+            raise ValueError(
+                f"{self._path} does not exist: {self._path.parent} is no replay store; "
+                "check the path, or let the writer create it first"
+            )
+        dataset = self._guarded(lambda: lance.dataset(str(self._path)), manifest)
         self._check_schema(dataset.schema)
         self._check_files(dataset)
         return dataset
@@ -135,6 +140,11 @@ class Table:
                     raise ValueError(
                         f"{file} has {found} of {part.file_size_bytes} bytes. {_WAY_OUT}"
                     )
+
+
+def _newest_manifest(path: Path) -> Path | None:
+    """The file that lists a table's newest version; Lance numbers these files downwards."""
+    return min((path / "_versions").glob("*.manifest"), default=None)
 
 
 _WAY_OUT = "Restore the folder from a backup, or start a new one: a part of the store is lost"

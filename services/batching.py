@@ -9,7 +9,7 @@ Reply = TypeVar("Reply")
 
 
 class MicroBatcher(Generic[Request, Reply]):
-    """Runs up to ``max_batch`` requests at once, none waiting longer than ``max_wait_s`` for others.
+    """Runs up to ``max_batch`` requests at once; none waits longer than ``max_wait_s`` for others.
 
     ``run`` gets the requests in the order of their submission and answers in that order. It runs in
     a thread, one batch at a time, so requests keep arriving meanwhile. An exception in ``run`` goes
@@ -77,8 +77,8 @@ class MicroBatcher(Generic[Request, Reply]):
                 return
 
     async def _answer(self, batch: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
-        work = asyncio.ensure_future(asyncio.to_thread(self._run, [r for r, _ in batch]))
-        await asyncio.wait([work])
+        call = asyncio.to_thread(self._run, [request for request, _ in batch])
+        (work,), _ = await asyncio.wait([asyncio.create_task(call)])
         error = work.exception()
         replies = [] if error else list(work.result())
         if error is None and len(replies) != len(batch):

@@ -26,7 +26,12 @@ class Rates:
 EMBEDDED = Rates("measured on 2 CPU cores, embedded models", 0.0035, 0.2, 0.02, 0.09, 0.25, 0.08)
 FULL = Rates(
     "published: Ctrl-World about 5 s a chunk on one H100; training rates are guesses",
-    1 / CONTROL_HZ, RESET_S, 5.0, 3.0, 4.5, 8.0,
+    1 / CONTROL_HZ,
+    RESET_S,
+    5.0,
+    3.0,
+    4.5,
+    8.0,
 )
 
 
@@ -43,7 +48,9 @@ def estimate(config: RunConfig, tasks: list[str]) -> list[str]:
     ticks = sum(n.rollouts * (n.max_ticks or TASKS.get(task, 200)) for task, n in numbers.items())
     workers = sum(n.workers for n in numbers.values())
     seconds = {
-        "real rollouts": iterations * (ticks * rates.episode_tick + real * rates.reset) / config.robot.count,
+        "real rollouts": iterations
+        * (ticks * rates.episode_tick + real * rates.reset)
+        / config.robot.count,
         "imagination": imagined * config.imagination.max_chunks * rates.chunk / max(1, workers),
         "training": iterations * _training_s(config, rates),
     }
@@ -64,7 +71,11 @@ def _training_s(config: RunConfig, rates: Rates) -> float:
     if config.method.kind == "filtered_bc":
         return policy
     world_model = config.world_model.train.steps * rates.world_model_step
-    return policy + world_model + config.reward.train.steps * rates.reward_step / config.method.iterations
+    return (
+        policy
+        + world_model
+        + config.reward.train.steps * rates.reward_step / config.method.iterations
+    )
 
 
 def disk_bytes(config: RunConfig, real: int, imagined: int) -> float:

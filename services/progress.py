@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -70,7 +69,7 @@ class Reporter:
         self.console = console or Console()
         self._bars: Progress | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         if self.console.is_terminal:
             self._bars = Progress(
                 SpinnerColumn(),
@@ -88,7 +87,10 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
@@ -111,9 +113,7 @@ class Reporter:
     def move_bar(self, bar: Bar, task: TaskID | None) -> None:
         if self._bars is not None and task is not None:
             rate = f"{bar.rate:.3g} {bar.unit}/s"
-            self._bars.update(
-                task, completed=bar.done, rate=rate, numbers=describe(bar.numbers)
-            )
+            self._bars.update(task, completed=bar.done, rate=rate, numbers=describe(bar.numbers))
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "items") -> Iterator[Bar]:
@@ -126,7 +126,12 @@ class Reporter:
             outcome = "done"
         finally:
             self.event(
-                "end", stage=name, outcome=outcome, done=bar.done, seconds=bar.seconds, **bar.numbers
+                "end",
+                stage=name,
+                outcome=outcome,
+                done=bar.done,
+                seconds=bar.seconds,
+                **bar.numbers,
             )
             if self._bars is None:
                 self.say(

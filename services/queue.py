@@ -27,13 +27,14 @@ class _Lease:
 class TaskQueue:
     """The imagination work of one task. One process owns it; it is no more than bookkeeping.
 
-    A lease lasts ``lease_s`` from the last sign of life of its worker: a ``take``, a ``done`` or a
-    ``heartbeat``. Choose it longer than one trajectory takes, or send heartbeats.
+    A lease lasts ``lease_s`` from ``take``, or from the worker's last ``heartbeat``. Choose it longer
+    than a trajectory takes, or send heartbeats. Taking more renews nothing: a worker that died and
+    came back under its old name does not know what it held. It should call ``release`` first.
 
     Args:
         items: what is to be done, in order.
+        lease_s: seconds after which an item that is not done goes back.
         finished: ids among them that an earlier process has stored already.
-        lease_s: seconds without a sign of life after which a worker's items go back.
         clock: monotonic seconds.
 
     Raises:
@@ -43,8 +44,8 @@ class TaskQueue:
     def __init__(
         self,
         items: Iterable[WorkItem],
-        finished: Iterable[str] = (),
         lease_s: float = 600.0,
+        finished: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if lease_s <= 0:
@@ -62,7 +63,6 @@ class TaskQueue:
 
     def take(self, worker: str, count: int) -> list[WorkItem]:
         """Lease up to ``count`` items to ``worker``; none when nothing waits or after ``stop``."""
-        self.heartbeat(worker)
         self.expire()
         if self._stopped:
             return []
@@ -72,14 +72,13 @@ class TaskQueue:
         return taken
 
     def done(self, worker: str, trajectory_id: str) -> None:
-        """Note that a trajectory is stored. Idempotent, and true whoever holds its lease by now.
+        """Note that a trajectory is stored. Idempotent, and valid whoever holds its lease by now.
 
         Raises:
             ValueError: there was never such an item.
         """
         if trajectory_id not in self._known:
             raise ValueError(f"{worker} finished {trajectory_id!r}, which was never in this queue")
-        self.heartbeat(worker)
         if trajectory_id in self._done:
             return
         self._done.add(trajectory_id)
@@ -95,11 +94,11 @@ class TaskQueue:
                 lease.ends_s = ends
 
     def release(self, worker: str) -> int:
-        """Put back what ``worker`` held, first in line: it is known to be dead. Returns how many."""
+        """Put back what ``worker`` held in a life that has ended: first in line. Returns how many."""
         return self._put_back(lambda lease: lease.worker == worker)
 
     def expire(self) -> int:
-        """Put back what silent workers held. Returns how many."""
+        """Put back what leases that have ended held. Returns how many."""
         now = self._clock()
         return self._put_back(lambda lease: lease.ends_s <= now)
 
@@ -114,6 +113,9 @@ class TaskQueue:
 
     def counts(self) -> QueueCounts:
         return QueueCounts(len(self._waiting), len(self._leases), len(self._done))
+
+    def num_done(self) -> int:
+        return len(self._done)
 
     def finished(self) -> bool:
         """Whether every item is done."""

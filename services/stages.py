@@ -24,7 +24,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and run the same command"
+        ) from error
 
 
 def fingerprint(value: object) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from envs.mujoco.experts import Motion, go
+from envs.mujoco.experts import Motion, go, hold
 from envs.mujoco.sim import Simulation
 from envs.mujoco.task import Cartesian, Task
 
@@ -94,3 +94,4 @@ class Book(Task):
             )
             yield from go(sim, point, 1.0, Motion(tolerance=0.02, ticks=3, gain=1.5))
         yield from go(sim, at(spine + 0.12, 0.25), 1.0, Motion(tolerance=0.02, ticks=8))
+        yield from hold(1.0, OPEN_TICKS - 6)

@@ -57,9 +57,11 @@ class GlRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int) -> None:
+        self._gl: Any = None
         self._shape = (height, width)
-        self._gl: Any = importlib.import_module("mujoco.egl").GLContext(width, 3 * height)
+        self._gl = importlib.import_module("mujoco.egl").GLContext(width, 3 * height)
         self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = False
@@ -68,7 +70,6 @@ class GlRenderer:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._cameras = [model.camera(name).id for name in VIEWS]
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_resizeOffscreen(width, 3 * height, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._drawn: Image | None = None
@@ -99,12 +100,18 @@ class GlRenderer:
         return np.ascontiguousarray(pixels[::-1]).reshape(3, height, width, 3)
 
     def close(self) -> None:
+        """Free the graphics memory; later calls do nothing."""
         if self._gl is None:
             return
-        self._gl.make_current()
-        self._context.free()
+        with self._gl.as_current():
+            self._context.free()
         self._gl.free()
         self._gl = None
+
+    def __del__(self) -> None:
+        # without this Python would free the buffers in whatever context is current by then,
+        # which may be another renderer's
+        self.close()
 
     def _upload(self, sim: Simulation) -> None:
         canvas = sim.canvas
@@ -186,7 +193,9 @@ class RayRenderer:
         level = canvas / 255.0
         self._levels = [level]
         while len(self._levels) < CANVAS_LEVELS and not (level.shape[0] % 2 or level.shape[1] % 2):
-            level = 0.25 * (level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2])
+            level = 0.25 * (
+                level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2]
+            )
             self._levels.append(level)
 
     def _paint(

@@ -136,9 +136,7 @@ class Simulation:
         """
         motion = np.concatenate([LINEAR * cartesian[:3], ANGULAR * cartesian[3:6]])
         jacobian = self._arm_jacobian()
-        inverse = jacobian.T @ np.linalg.inv(
-            jacobian @ jacobian.T + DAMPING_SQUARED * np.eye(6)
-        )
+        inverse = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + DAMPING_SQUARED * np.eye(6))
         posture = POSTURE_GAIN * (RESET_JOINTS - self.data.qpos[:NUM_JOINTS])
         change = inverse @ (motion - jacobian @ posture) + posture
         velocity = change / RAD_PER_TICK

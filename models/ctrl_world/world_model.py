@@ -179,7 +179,7 @@ class CtrlWorldModel:
             sampler = Sampler(self.cfg.sampler_steps, self.cfg.guidance)
             latents = sample(self.network, given, noise[None].to(self.device), sampler)[0]
         slot.poses.append(poses[0])
-        slot.latents.append(latents[-1])
+        slot.latents.append(latents[-1].clone())  # not a view of all five frames
         return latents
 
     def _embed(self, instructions: Sequence[str]) -> Float[Tensor, "batch projection"] | None:

@@ -42,8 +42,11 @@ class PatchLatents(nn.Module):
     def encode(
         self, frames: UInt8[Tensor, "frames 3 height width 3"]
     ) -> Float[Tensor, "frames components rows columns"]:
-        centred = self._patches(frames) - self.mean[:, None, None]
-        return functional.conv2d(centred, self.components[:, :, None, None])
+        """One convolution of stride ``patch``; scaling and mean are folded into its weights."""
+        kernel = self.components.unflatten(1, (3, self.patch, self.patch))
+        bias = -self.components @ (self.mean + 1)
+        pixels = frames.flatten(1, 2).permute(0, 3, 1, 2).float()
+        return functional.conv2d(pixels, kernel / 127.5, bias, stride=self.patch).contiguous()
 
     def decode(
         self, latents: Float[Tensor, "frames components rows columns"]

@@ -116,6 +116,18 @@ def sample_time(batch: int, generator: torch.Generator) -> Float[Tensor, " batch
     return torch.rand(batch, generator=generator) ** (2 / 3) * 0.999 + 0.001
 
 
+def prefix_positions(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Place of each token among the visible ones; masked tokens take none."""
+    return mask.cumsum(1) - 1
+
+
+def action_positions(
+    prefix_mask: Bool[Tensor, "batch token"], horizon: int
+) -> Int[Tensor, "batch horizon"]:
+    """Action tokens follow the last visible prefix token."""
+    return prefix_mask.sum(1, keepdim=True) + torch.arange(horizon, device=prefix_mask.device)
+
+
 class Pi05Network(nn.Module):
     """Predicts the velocity of noisy actions. t = 1 is noise and t = 0 is data, as in openpi."""
 
@@ -169,9 +181,8 @@ class Pi05Network(nn.Module):
         text = self.vlm.language_model.embed(inputs.tokens)
         visible = inputs.image_mask[..., None].expand(-1, -1, images.shape[2])
         mask = torch.cat((visible.flatten(1), inputs.token_mask), dim=1)
-        positions = mask.cumsum(1) - 1
         tokens = torch.cat((images.flatten(1, 2), text), dim=1)
-        where = attendable(positions, mask, self.head_dim)
+        where = attendable(prefix_positions(mask), mask, self.head_dim)
         return Prefix(self.vlm.language_model.encode(tokens, where), mask)
 
     def condition(self, time: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
@@ -188,10 +199,8 @@ class Pi05Network(nn.Module):
     ) -> Float[Tensor, "batch horizon width"]:
         """The expert's last hidden state: every action token reads the prefix and all actions."""
         batch, horizon, _ = noisy.shape
-        steps = torch.arange(horizon, device=noisy.device)
-        positions = prefix.mask.sum(1, keepdim=True) + steps
         mask = torch.cat((prefix.mask, prefix.mask.new_ones(batch, horizon)), dim=1)
-        where = attendable(positions, mask, self.head_dim)
+        where = attendable(action_positions(prefix.mask, horizon), mask, self.head_dim)
         tokens, cond = self.action_in_proj(noisy), self.condition(time)
         expert = self.paligemma_with_expert.gemma_expert.model
         return expert.decode(tokens, where, cond, prefix.cache)

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 from configs.reward import RewardConfig
 from models.qwen_reward.preprocess import LAYOUT, template_hash
@@ -25,12 +24,12 @@ class Manifest:
     format: int = FORMAT
 
     @classmethod
-    def of(cls, cfg: RewardConfig, frame_size: tuple[int, int] | None = None) -> Self:
+    def of(cls, cfg: RewardConfig, frame_size: tuple[int, int] | None = None) -> "Manifest":
         """What this code and this config would write."""
         return cls(cfg.num_frames, cfg.qwen.view, frame_size, LAYOUT, template_hash())
 
     @classmethod
-    def read(cls, folder: Path) -> Self | None:
+    def read(cls, folder: Path) -> "Manifest | None":
         """None for a checkpoint that this project did not train. Raises ValueError if damaged."""
         path = folder / FILE
         if not path.exists():

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float, Float32
@@ -76,7 +75,7 @@ class QwenReward:
             self._open(cfg, Path(folder))
 
     @classmethod
-    def load(cls, cfg: RewardConfig, folder: Path, version: int) -> Self:
+    def load(cls, cfg: RewardConfig, folder: Path, version: int) -> "QwenReward":
         """The model that ``save`` wrote. Raises ValueError where config and folder disagree."""
         self = cls.__new__(cls)
         self._open(cfg, folder)

@@ -27,7 +27,7 @@ def names(items: list[WorkItem]) -> str:
 
 def make(letters: str = "abcde", finished: str = "") -> tuple[TaskQueue, Clock]:
     clock = Clock()
-    return TaskQueue([item(x) for x in letters], finished, lease_s=10, clock=clock), clock
+    return TaskQueue([item(x) for x in letters], 10.0, finished, clock), clock
 
 
 def test_items_go_out_in_order_and_once():
@@ -61,27 +61,37 @@ def test_lease_ends_at_ten_seconds_of_silence():
     assert names(queue.take("other", 3)) == "abc"
 
 
-def test_sign_of_life_renews_every_lease_of_that_worker_alone():
+def test_heartbeat_renews_every_lease_of_that_worker_alone():
     queue, clock = make()
     queue.take("lively", 2)
     queue.take("silent", 1)
-    clock.now = 6
+    clock.now = 6.0
     queue.heartbeat("lively")
-    clock.now = 12
+    clock.now = 12.0
     assert queue.expire() == 1
     assert names(queue.take("other", 1)) == "c"
-    clock.now = 15
-    queue.done("lively", "a")  # renews b until 25
-    clock.now = 20
-    assert queue.expire() == 0
-    clock.now = 25
-    assert queue.expire() == 2  # b, and c of "other", silent since 12
+    clock.now = 15.0
+    queue.done("lively", "a")  # renews nothing: b stays until 16
+    clock.now = 16.0
+    assert queue.expire() == 1
+    clock.now = 22.0
+    assert queue.expire() == 1  # c of "other", taken at 12
+
+
+def test_a_worker_that_came_back_does_not_keep_what_it_forgot():
+    queue, clock = make("abcd")
+    queue.take("w", 2)  # and dies
+    clock.now = 5.0
+    queue.take("w", 1)  # restarted under the same name
+    clock.now = 10.0
+    assert names(queue.take("v", 9)) == "abd"
+    assert queue.release("w") == 1
 
 
 def test_done_is_idempotent_and_valid_after_the_lease_was_lost():
     queue, clock = make("ab")
     queue.take("slow", 1)
-    clock.now = 11
+    clock.now = 11.0
     assert names(queue.take("quick", 1)) == "a"
     queue.done("slow", "a")
     queue.done("quick", "a")

@@ -73,7 +73,7 @@ def test_error_is_no_failure():
 
 def test_closing_cancels_what_waits_and_refuses_more():
     async def scenario() -> list[str]:
-        batcher = MicroBatcher[int, int](lambda requests: list(requests), 8, 60.0)
+        batcher = MicroBatcher[int, int](list, 8, 60.0)
         waiting = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.01)
         await batcher.close()

@@ -1,0 +1,134 @@
+"""What follows from a report's data by arithmetic, and all of it as JSON."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from services.report_data import Calibration, Evaluation, ReportData
+from services.statistics import Confusion, Interval, auc, confusion, difference, sweep
+
+ALPHAS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+ALL_TASKS = "all tasks"
+
+
+def stages(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Stage names in the order of their first row, controls last."""
+    rows = sorted(evaluations, key=lambda row: row.control)
+    return list(dict.fromkeys(row.stage for row in rows))
+
+
+def tasks(evaluations: Iterable[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(row.task for row in evaluations))
+
+
+def pooled(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """One row per stage over the tasks that every evaluated stage has; empty if there are none.
+
+    A stage that lacks some task is not compared on easier ones: it is pooled as "not evaluated".
+    """
+    every = set(tasks(evaluations))
+    rows = []
+    for stage in stages(evaluations):
+        own = [row for row in evaluations if row.stage == stage]
+        counts = {row.task: row.successes for row in own if row.successes is not None}
+        whole = set(counts) == every and bool(every)
+        total = sum(counts.values()) if whole else None
+        n = sum(row.n for row in own) if whole else 0
+        rows.append(Evaluation(stage, ALL_TASKS, total, n, control=own[0].control))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The rate of ``after`` minus that of ``before``, over all tasks."""
+
+    before: str
+    after: str
+    change: float
+    interval: Interval
+    n: tuple[int, int]
+
+    @property
+    def conclusion(self) -> str:
+        if self.interval.low > 0:
+            return "higher, beyond chance at 95 %"
+        if self.interval.high < 0:
+            return "lower, beyond chance at 95 %"
+        return "not distinguishable from no change"
+
+
+def comparisons(evaluations: list[Evaluation]) -> list[Comparison]:
+    """The newest policy against the base and against every control."""
+    known = [row for row in pooled(evaluations) if row.successes is not None and row.n]
+    own = [row for row in known if not row.control]
+    if not own:
+        return []
+    last = own[-1]
+    before = [*own[:1], *(row for row in known if row.control)]
+    return [_compare(row, last) for row in before if row.stage != last.stage]
+
+
+def _compare(before: Evaluation, after: Evaluation) -> Comparison:
+    a, b = (before.successes or 0, before.n), (after.successes or 0, after.n)
+    change = after.rate - before.rate
+    return Comparison(before.stage, after.stage, change, difference(a, b), (before.n, after.n))
+
+
+def _confusion(row: Confusion) -> dict[str, Any]:
+    rates = {
+        "precision": row.precision,
+        "recall": row.recall,
+        "false_positive_rate": row.false_positive_rate,
+    }
+    return plain(row) | plain(rates)
+
+
+def calibrated(row: Calibration) -> dict[str, Any]:
+    """AUC, the confusion matrix at alpha, and the sweep over thresholds."""
+    return {
+        "auc": plain(auc(row.p_yes, row.success)),
+        "at_alpha": _confusion(confusion(row.p_yes, row.success, row.alpha)),
+        "sweep": [_confusion(one) for one in sweep(row.p_yes, row.success, ALPHAS)],
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: NaN and infinities become null, pictures become their shape."""
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        return {"shape": list(value.shape)}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def to_json(data: ReportData) -> dict[str, Any]:
+    """Every number of the page: the data as given, and what was derived from it."""
+    numbers = plain(data)
+    for row, out in zip(data.evaluations, numbers["evaluations"], strict=True):
+        out |= plain({"rate": row.rate, "interval": row.interval})
+    for row, out in zip(data.imagined, numbers["imagined"], strict=True):
+        out |= plain({"missing": row.missing, "accepted_share": row.accepted_share})
+    for row, out in zip(data.throughput, numbers["throughput"], strict=True):
+        out["frames_per_second"] = plain(row.frames_per_second)
+        out["trajectories_per_hour"] = plain(row.trajectories_per_hour)
+    for row, out in zip(data.calibrations, numbers["calibrations"], strict=True):
+        out |= calibrated(row)
+    numbers["pooled"] = [
+        plain(row) | plain({"rate": row.rate, "interval": row.interval})
+        for row in pooled(data.evaluations)
+    ]
+    numbers["comparisons"] = [
+        plain(row) | {"conclusion": row.conclusion} for row in comparisons(data.evaluations)
+    ]
+    return numbers

@@ -1,0 +1,116 @@
+"""Intervals for success rates, and how well a score separates success from failure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Z_95 = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+
+
+def _check(successes: int, n: int) -> None:
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} episodes: must lie in 0..n")
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> Interval:
+    """Wilson's score interval of a proportion: honest at 0 of n and n of n, unlike p +- z s.
+
+    ``(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``. Nothing observed (n = 0) gives
+    all of [0, 1].
+
+    Raises:
+        ValueError: successes outside 0..n.
+    """
+    _check(successes, n)
+    if n == 0:
+        return Interval(0.0, 1.0)
+    p = successes / n
+    middle = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return Interval(max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale))
+
+
+def difference(first: tuple[int, int], second: tuple[int, int]) -> Interval:
+    """95 % interval of the rate of ``second`` minus that of ``first``, each (successes, n).
+
+    Newcombe's hybrid score interval (Statistics in Medicine 17, 1998, method 10) of independent
+    samples. With n = 0 on either side everything in [-1, 1] is possible.
+    """
+    a, b = wilson(*first), wilson(*second)
+    if not first[1] or not second[1]:
+        return Interval(-1.0, 1.0)
+    p, q = first[0] / first[1], second[0] / second[1]
+    gap = q - p
+    below = math.hypot(q - b.low, a.high - p)
+    above = math.hypot(b.high - q, p - a.low)
+    return Interval(gap - below, gap + above)
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Counts at one threshold; "positive" means P('yes') > alpha."""
+
+    alpha: float
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    @property
+    def precision(self) -> float:
+        """Share of the accepted that are successes; NaN when none is accepted."""
+        return _share(self.true_positive, self.false_positive)
+
+    @property
+    def recall(self) -> float:
+        """Share of the successes that are accepted; NaN without successes."""
+        return _share(self.true_positive, self.false_negative)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Share of the failures that are accepted; NaN without failures."""
+        return _share(self.false_positive, self.true_negative)
+
+
+def _share(part: int, rest: int) -> float:
+    return part / (part + rest) if part + rest else math.nan
+
+
+def confusion(
+    p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alpha: float
+) -> Confusion:
+    """Eq. 3 against the labels. A NaN score (a scoring error) is never accepted."""
+    accepted = p_yes > alpha
+    return Confusion(
+        alpha,
+        int((accepted & success).sum()),
+        int((accepted & ~success).sum()),
+        int((~accepted & success).sum()),
+        int((~accepted & ~success).sum()),
+    )
+
+
+def sweep(
+    p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alphas: Sequence[float]
+) -> list[Confusion]:
+    return [confusion(p_yes, success, alpha) for alpha in alphas]
+
+
+def auc(p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"]) -> float:
+    """Chance that a success outscores a failure, ties counting half. NaN scores are left out;
+    NaN when one class is empty."""
+    good, bad = p_yes[success & ~np.isnan(p_yes)], np.sort(p_yes[~success & ~np.isnan(p_yes)])
+    if not len(good) or not len(bad):
+        return math.nan
+    below = np.searchsorted(bad, good, side="left") + np.searchsorted(bad, good, side="right")
+    return float(below.mean() / 2 / len(bad))
