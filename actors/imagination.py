@@ -35,13 +35,23 @@ class ImaginationSettings:
                 raise ValueError(f"imagination.{name}={value} must be at least 1")
 
 
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What one worker imagines with; ``kinematics`` maps joint angles to flange poses."""
+
+    policy: Policy
+    world_model: WorldModel
+    adapter: PoseAdapter
+    kinematics: Kinematics
+
+
 @dataclass
 class ImaginationStats:
-    """Work done so far. ``net_frames``: the current frame of each chunk is not counted."""
+    """Work done so far. ``frames`` are net: the current frame of each chunk is not counted."""
 
     trajectories: int = 0
     chunks: int = 0
-    net_frames: int = 0
+    frames: int = 0
     policy_s: float = 0.0
     world_model_s: float = 0.0
     host_s: float = 0.0  # everything else: adapter, kinematics, queue and store
@@ -85,20 +95,12 @@ class ImaginationWorker:
 
     A trajectory is stored first and acknowledged second, so a crash between the two repeats work
     and never loses it. All randomness comes from the item's seed and the index of the chunk.
-    ``kinematics`` maps joint angles to flange poses; ``clock`` counts seconds.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        world_model: WorldModel,
-        adapter: PoseAdapter,
-        kinematics: Kinematics,
-        settings: ImaginationSettings,
-        clock: Clock = time.perf_counter,
+        self, models: Models, settings: ImaginationSettings, clock: Clock = time.perf_counter
     ) -> None:
-        self._policy, self._world_model = policy, world_model
-        self._adapter, self._kinematics = adapter, kinematics
+        self._models = models
         self._settings = settings
         self._clock = clock
         self.stats = ImaginationStats()
@@ -140,7 +142,7 @@ class ImaginationWorker:
 
     def _start(self, item: WorkItem) -> _Dream:
         start, began = item.start, self._clock()
-        memory = self._world_model.begin(start, item.seed)
+        memory = self._models.world_model.begin(start, item.seed)
         self.stats.world_model_s += self._clock() - began
         joints = start.joint_position[None].astype(np.float32)
         return _Dream(
@@ -156,7 +158,7 @@ class ImaginationWorker:
         """One chunk of every slot: decide, move the arm, imagine what the cameras see."""
         plans = self._decide(dreams)
         actions = np.stack([plan.actions for plan in plans])
-        joints, gripper = self._adapter.predict(
+        joints, gripper = self._models.adapter.predict(
             np.stack([d.joints[-1][-1] for d in dreams]),
             np.asarray([d.gripper[-1][-1] for d in dreams], np.float32),
             actions,
@@ -172,11 +174,11 @@ class ImaginationWorker:
             dream.cartesian.append(cartesian[row])
             dream.frames.append(frames[row])
         self.stats.chunks += len(dreams)
-        self.stats.net_frames += NEW_FRAMES * len(dreams)
+        self.stats.frames += NEW_FRAMES * len(dreams)
 
     def _decide(self, dreams: Sequence[_Dream]) -> list[ActionChunk]:
         began = self._clock()
-        plans = self._policy.act(
+        plans = self._models.policy.act(
             [dream.observation() for dream in dreams],
             [fold(dream.item.seed, dream.chunks) for dream in dreams],
         )
@@ -190,12 +192,12 @@ class ImaginationWorker:
 
     def _imagine(self, dreams: Sequence[_Dream], poses: np.ndarray) -> np.ndarray:
         began = self._clock()
-        frames = self._world_model.imagine([dream.memory for dream in dreams], poses)
+        frames = self._models.world_model.imagine([dream.memory for dream in dreams], poses)
         self.stats.world_model_s += self._clock() - began
         return frames
 
     def _poses(self, joints: np.ndarray) -> np.ndarray:
-        return np.asarray(self._kinematics(joints), np.float32)
+        return np.asarray(self._models.kinematics(joints), np.float32)
 
     def _trajectory(self, dream: _Dream) -> Trajectory:
         item, start = dream.item, dream.item.start
@@ -206,7 +208,7 @@ class ImaginationWorker:
             iteration=item.iteration,
             seed=item.seed,
             policy_version=dream.policy_version,
-            world_model_version=self._world_model.version,
+            world_model_version=self._models.world_model.version,
             parent=start.parent,
             parent_frame=start.parent_frame,
         )

@@ -1,6 +1,7 @@
 """Stages that touch the robot: demonstrations, real rollouts, evaluation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -8,29 +9,125 @@ import ray
 from actors.rollout import EpisodeRequest
 from cluster.context import Context
 from cluster.handles import RemotePolicy, answer
-from cluster.processes import DemonstrationProcess, RobotProcess
+from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotProcess
 from configs.run import RunConfig
 from contracts.seeds import fold
 from contracts.types import Checkpoint
 from services.progress import Bar
 from services.serving import PolicyServer
 
+PLAY_NOISE = (0.0, 0.02, 0.05, 0.1)  # per tick; 0.02 is what experts survive, 0.1 makes most fail
+
 
 def demonstrations(run: Context) -> dict[str, Any]:
-    """Scripted demonstrations for every task, stored in ``demos``; failures are kept and labelled."""
+    """Fill ``demos``: scripted in simulation, or recorded episodes (D_DROID of Eq. 2)."""
     config = run.config
+    if config.demos.path:
+        return _import(run, "demos", Path(config.demos.path), None)
+    if config.robot.kind == "recorded":
+        return _import(run, "demos", Path(config.robot.path), "train")
     wanted = [
-        (task, fold(config.seed, "demo", task, k), f"demo-{task}-{k:04d}")
+        DemonstrationRequest(
+            f"demo-{task}-{k:04d}", task, fold(config.seed, "demo", task, k), config.demos.noise
+        )
         for task in run.tasks
         for k in range(config.demos.per_task)
     ]
-    done = set(run.reader("demos").ids())
-    missing = [item for item in wanted if item[2] not in done]
-    with run.reporter.stage("demonstrations", len(wanted), "episodes") as bar:
+    return _script(run, "demonstrations", wanted, "demos")
+
+
+def play(run: Context) -> dict[str, Any]:
+    """Scripted episodes with noise of several strengths: successes and failures for base models."""
+    config = run.config
+    wanted = [
+        DemonstrationRequest(
+            f"real-1-{task}-{k:04d}",
+            task,
+            fold(config.seed, "play", task, k),
+            PLAY_NOISE[k % len(PLAY_NOISE)],
+        )
+        for task in run.tasks
+        for k in range(config.for_task(task).rollouts)
+    ]
+    return _script(run, "play", wanted, "real")
+
+
+def _script(
+    run: Context, name: str, wanted: Sequence[DemonstrationRequest], store: str
+) -> dict[str, Any]:
+    done = set(run.reader(store).ids())
+    missing = [request for request in wanted if request.trajectory_id not in done]
+    with run.reporter.stage(name, len(wanted), "episodes") as bar:
         bar.at(len(wanted) - len(missing))
-        robots = [_demonstrator(config) for _ in range(config.robot.count)]
-        _spread(robots, missing, run, "demos", bar)
-    return _outcomes(run, "demos", [item[2] for item in wanted])
+        count = run.config.robot.count if missing else 0
+        robots = [_demonstrator(run.config) for _ in range(count)]
+        try:
+            _spread(robots, missing, run, store, bar)
+        finally:
+            for robot in robots:
+                ray.kill(robot)
+    return _outcomes(run, store, [request.trajectory_id for request in wanted])
+
+
+def collect(run: Context, iteration: int, policy: int) -> dict[str, Any]:
+    """K labelled episodes per task with one policy version; D_real only grows."""
+    config = run.config
+    if config.robot.kind == "recorded":
+        return _import(run, "real", Path(config.robot.path), "train")
+    requests = [
+        EpisodeRequest(
+            trajectory_id=f"real-{iteration}-{task}-{k:04d}",
+            task=task,
+            iteration=iteration,
+            seed=fold(config.seed, "real", iteration, task, k),
+            max_ticks=config.max_ticks(task),
+            execute=config.policy.execute,
+        )
+        for k in range(max(config.for_task(task).rollouts for task in run.tasks))
+        for task in run.tasks
+        if k < config.for_task(task).rollouts
+    ]
+    checkpoint = run.checkpoints.open("policy", policy)
+    return roll_out(run, f"{iteration} collect", checkpoint, requests, "real")
+
+
+def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
+    """Success from fixed starts that no training sees; the same starts for every policy."""
+    config = run.config
+    if config.robot.kind == "recorded":
+        # Recordings cannot answer a new policy. What was held out judges the world model.
+        _import(run, "evaluation", Path(config.robot.path), "val")
+        return {}
+    requests = [
+        EpisodeRequest(
+            trajectory_id=f"evaluation-{name}-{task}-{k:04d}",
+            task=task,
+            iteration=0,
+            seed=config.evaluation.seed + k,
+            max_ticks=config.max_ticks(task),
+            execute=config.policy.execute,
+        )
+        for k in range(config.evaluation.episodes)
+        for task in run.tasks
+    ]
+    checkpoint = run.checkpoints.open("policy", policy)
+    return roll_out(run, f"evaluate {name}", checkpoint, requests, "evaluation")
+
+
+def _import(run: Context, store: str, folder: Path, split: str | None) -> dict[str, Any]:
+    """Store recorded episodes; say which could not be read and why."""
+    height, width = run.frame_size
+    episodes, skipped = read_episodes(folder, height, width, split)
+    writer, ids = run.writer(store), []
+    with run.reporter.stage(f"read recordings ({store})", len(episodes), "episodes") as bar:
+        for read in episodes:
+            trajectory, label = read()
+            writer.add(trajectory, label)
+            ids.append(trajectory.id)
+            bar.advance()
+    for name, reason in skipped:
+        run.reporter.say(f"  skipped {name}: {reason}")
+    return _outcomes(run, store, ids) | {"skipped": dict(skipped)}
 
 
 def roll_out(
@@ -77,7 +174,7 @@ def _robot(config: RunConfig, policy: RemotePolicy) -> Any:
 
 def _demonstrator(config: RunConfig) -> Any:
     options = {"num_cpus": config.cluster.worker_cpus, "resources": {config.robot.resource: 1}}
-    return ray.remote(DemonstrationProcess).options(**options, max_restarts=0).remote(config)
+    return ray.remote(DemonstrationProcess).options(**options, max_restarts=0).remote(config.robot)
 
 
 def _spread(robots: list[Any], work: list[Any], run: Context, store: str, bar: Bar) -> None:

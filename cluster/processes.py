@@ -1,5 +1,6 @@
 """What runs inside each Ray process: the parts are built there, from the run's config."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
@@ -9,6 +10,7 @@ from actors.imagination import ImaginationSettings, ImaginationStats, Imaginatio
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
 from cluster.handles import RemoteQueue
 from configs.reward import RewardConfig
+from configs.robot import RobotConfig
 from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter
 from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
@@ -34,16 +36,27 @@ def _simulated(config: RunConfig) -> tuple[RobotEnv, LabelSource, Finished]:
     return robot, SimulatorLabels(robot), robot.privileged_success
 
 
+@dataclass(frozen=True, slots=True)
+class DemonstrationRequest:
+    """One scripted episode; ``noise`` disturbs the expert (see ``envs.mujoco.experts``)."""
+
+    trajectory_id: str
+    task: str
+    seed: int
+    noise: float
+
+
 class DemonstrationProcess:
     """A robot that the scripted expert drives."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._robot = MujocoRobot(config.robot)
-        self._noise = config.demos.noise
+    def __init__(self, config: RobotConfig) -> None:
+        self._robot = MujocoRobot(config)
 
-    def collect(self, request: tuple[str, int, str]) -> tuple[Trajectory, Label]:
-        task, seed, name = request
-        return demonstrate(self._robot, task, seed, name, self._noise)
+    def collect(self, request: DemonstrationRequest) -> tuple[Trajectory, Label]:
+        played, success = demonstrate(self._robot, request.task, request.seed, request.noise)
+        name = request.trajectory_id
+        trajectory = replace(played, provenance=replace(played.provenance, trajectory_id=name))
+        return trajectory, Label(name, success, "simulator")
 
 
 class ImaginationProcess:

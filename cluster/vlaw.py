@@ -1,58 +1,129 @@
 """Algorithm 1 of VLAW (arXiv 2602.12063), to be read beside the paper.
 
     for i in 1..K_iter:
-      (1) collect   roll out the policy on the real robot, K per task, labelled     -> D_real grows
-      (2) dream     post-train the world model on D_real and D_DROID (Eq. 1, 2)     -> version i
-          judge     iteration 1: post-train the reward model on the labels
-      (3) imagine   N per task in the world model from real first frames,
-          score     keep those with P('yes') > alpha (Eq. 3)                        -> D_syn+
-      (4) improve   post-train the policy on successes of D_real and D_syn (Eq. 4)  -> version i
-    evaluate on fixed starts that training never saw; report
+      (1) collect   roll out the policy on the real robot, K per task, labelled    -> D_real grows
+      (2) dream     post-train the world model on D_real and D_DROID (Eq. 1, 2)
+          judge     in iteration 1: post-train the reward model on the labels
+      (3) imagine   N per task in the world model, from real first frames
+          score     keep those with P('yes') > alpha (Eq. 3)                       -> D_syn+
+      (4) improve   post-train the policy on successes of D_real and D_syn (Eq. 4)
+    evaluate on fixed starts that training never sees; report
 
-Failures train the world model and the reward model; only successes train the policy. Every step
-below is a stage with a manifest: the same command after any stop continues at the first one missing.
+Failures train the world model and the reward model; only successes train the policy. Every line is
+a stage with a manifest: the same command after any stop continues at the first one missing.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from cluster.run_context import Context, Versions
-from cluster.stages import collect, dream, evaluate, imagine, improve, judge, score, setup
+from cluster import learning
+from cluster.collecting import collect, demonstrations, evaluate
+from cluster.context import Context, Versions
+from cluster.imagining import imagine, score
+from cluster.setup import publish_bases
 
+CONTROL_VERSION = 9000  # of the control's policy; versions of the loop count up from 0
 Results = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What Algorithm 1 leaves behind, beside the stores and the checkpoints."""
-
-    versions: Versions
-    evaluations: dict[str, Results]
-
-
-def algorithm_1(run: Context) -> Finished:
-    """Run the whole loop, or what is left of it."""
-    versions = setup(run)
-    evaluations = {"base": evaluate(run, "base", versions.policy)}
-    for iteration in range(1, run.config.method.iterations + 1):
-        collect(run, iteration, versions.policy)
-        if run.config.method.kind == "vlaw":
-            versions = dream(run, iteration, versions)
-            if iteration <= run.config.reward.train_iterations:
-                versions = judge(run, iteration, versions)
-            imagine(run, iteration, versions)
-            score(run, iteration, versions)
-        versions = improve(run, iteration, versions)
-        name = f"{run.config.method.kind}-{iteration}"
-        evaluations[name] = evaluate(run, name, versions.policy)
-    if run.config.evaluation.control:
-        evaluations["control"] = same_steps_control(run)
-    return Finished(versions, evaluations)
+def algorithm_1(run: Context) -> Versions:
+    """Run the whole loop, or what is left of it; returns the newest versions."""
+    stage, config = run.stages.run, run.config
+    stage("demonstrations", lambda: demonstrations(run))
+    stage("base", lambda: publish_bases(run))
+    newest = Versions()
+    stage("evaluate base", lambda: evaluate(run, "base", newest.policy))
+    if config.method.kind == "vlaw" and config.world_model.checkpoint != "scratch":
+        stage("0 replay quality", lambda: learning.replay_quality(run, 0))
+    for i in range(1, config.method.iterations + 1):
+        stage(f"{i} collect", lambda: collect(run, i, newest.policy))
+        if config.method.kind == "vlaw":
+            newest = inside_the_world_model(run, i, newest)
+        newest = improve(run, i, newest)
+        name = f"{config.method.kind}-{i}"
+        stage(f"evaluate {name}", lambda: evaluate(run, name, newest.policy))
+    if config.evaluation.control and config.evaluation.episodes and config.robot.kind != "recorded":
+        same_steps_control(run)
+    return newest
 
 
-def same_steps_control(run: Context) -> Results:
+def inside_the_world_model(run: Context, i: int, newest: Versions) -> Versions:
+    """Lines (2) and (3): better models from D_real, then N trajectories per task and verdicts."""
+    stage = run.stages.run
+    stage(f"{i} train world model", lambda: learning.dream(run, i, newest))
+    newest = replace(newest, world_model=i)
+    stage(f"{i} replay quality", lambda: learning.replay_quality(run, i))
+    if i <= run.config.reward.train_iterations:
+        newest = judge(run, i, newest)
+    stage(f"{i} imagine", lambda: imagine(run, i, newest))
+    stage(f"{i} score", lambda: score(run, i, newest))
+    return newest
+
+
+def judge(run: Context, i: int, newest: Versions) -> Versions:
+    """Post-train the reward model, unless D_real shows one outcome only and there is an old one.
+
+    Raises:
+        ValueError: there is no reward model to fall back on.
+    """
+    stage = run.stages.run
+    successes, failures = stage(f"{i} outcomes", lambda: list(learning.outcomes(run)))
+    if not successes or not failures:
+        reason = f"{successes} successes and {failures} failures: training needs both outcomes"
+        if run.config.reward.checkpoint == "scratch" and newest.reward == 0:
+            raise ValueError(
+                f"the reward model cannot be trained from scratch on D_real: {reason}. Collect more "
+                "(each_task.rollouts), or give reward.checkpoint=<folder>"
+            )
+        run.reporter.say(f"  reward model kept at v{newest.reward}: {reason}")
+        stage(f"{i} reward refused", lambda: {"reason": reason})
+    else:
+        stage(f"{i} train reward", lambda: learning.judge(run, i, newest))
+        newest = replace(newest, reward=i)
+    stage(f"{i} calibration", lambda: learning.calibration(run, newest.reward))
+    return newest
+
+
+def improve(run: Context, i: int, newest: Versions) -> Versions:
+    """Line (4), with the guard: a task whose D_syn+ is too small does not update the policy."""
+    stage = run.stages.run
+    refused: dict[str, str] = stage(f"{i} refusals", lambda: refusals(run, newest))
+    for task, reason in refused.items():
+        run.reporter.say(f"  policy update refused for {task}: {reason}")
+    if set(refused) == set(run.tasks):
+        run.reporter.say(f"  no task may update the policy: it stays at v{newest.policy}")
+        return newest
+    stage(f"{i} train policy", lambda: learning.improve(run, i, newest, list(refused)))
+    return replace(newest, policy=i)
+
+
+def refusals(run: Context, newest: Versions) -> dict[str, str]:
+    """Why a task may not update the policy; nothing to say about the tasks that may.
+
+    An update on an empty D_syn+ is how a re-implementation of the paper fell from 78 to 17 percent.
+    """
+    if run.config.method.kind == "filtered_bc":
+        store = run.reader("real")
+        successes = learning.real_successes(store).ids
+        done = {store.provenance(name).task for name in successes}
+        return {task: "no real success" for task in run.tasks if task not in done}
+    found = learning.accepted_ids(run, newest.reward)
+    reasons = {}
+    for task in run.tasks:
+        numbers, accepted = run.config.for_task(task), len(found[task])
+        if accepted < numbers.min_success:
+            reasons[task] = (
+                f"D_syn+ holds {accepted} trajectories with P('yes') > {numbers.alpha:g}, fewer than "
+                f"task.{task}.min_success={numbers.min_success}; see the P('yes') histograms"
+            )
+    return reasons
+
+
+def same_steps_control(run: Context) -> None:
     """The base policy after as many steps on demonstrations alone as the loop took in all.
 
     Without it an undertrained base fakes a gain: any further training would look like the method.
     """
-    return evaluate(run, "control", improve.on_demonstrations(run))
+    stage, iterations = run.stages.run, run.config.method.iterations
+    stage("train control", lambda: learning.control(run, CONTROL_VERSION, iterations))
+    stage("evaluate control", lambda: evaluate(run, "control", CONTROL_VERSION))

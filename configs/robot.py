@@ -32,7 +32,8 @@ class RobotConfig:
         at_least("robot.count", self.count, 1)
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 16:
             raise ValueError(
-                f"robot.height={self.height} and robot.width={self.width} must be multiples of 8, at least 16"
+                f"robot.height={self.height} and robot.width={self.width} must be multiples of 8, "
+                "at least 16"
             )
         if self.kind == "recorded" and not self.path:
             raise ValueError(

@@ -91,7 +91,7 @@ class CtrlWorldConfig:
 @dataclass
 class WorldModelConfig:
     kind: str = "embedded"
-    checkpoint: str = "base"  # folder of the base model; "base": committed with the code; "scratch": fresh weights
+    checkpoint: str = "base"  # a folder; "base": committed with the code; "scratch": fresh weights
     history: int = 6
     cotrain_weight: float = 1.0  # lambda of Eq. 2: weight of the loss on D_DROID
     adapter: str = "fitted"  # joint velocity -> joints: fitted on D_real, or shipped (Ctrl-World's)

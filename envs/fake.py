@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32
 
-from contracts.constants import CONTROL_HZ, VIEWS
-from contracts.types import Observation, RobotState
+from contracts.constants import CONTROL_HZ, TICKS_PER_FRAME, VIEWS
+from contracts.types import Observation, Provenance, RobotState, Trajectory
 
 COUNTING_TASKS = ("count", "wipe")
 
@@ -69,3 +69,29 @@ class CountingRobot:
 
     def close(self) -> None:
         self.closed = True
+
+
+def counting_trajectory(provenance: Provenance, ticks: int, ending: str = "timeout") -> Trajectory:
+    """A trajectory whose every row says when it is and who it belongs to.
+
+    At tick t: joint 0 is t, the gripper t / 1000, the pose's x is t / 100, the action asks for
+    velocity t / 1000 in every joint and a gripper of t / 1000. Pixels of frame j, view v, are
+    (j, seed modulo 256, v). The instruction is "do <task>".
+    """
+    rows = np.arange(ticks + 1, dtype=np.float32)
+    joints, poses = np.zeros((ticks + 1, 7), np.float32), np.zeros((ticks + 1, 6), np.float32)
+    joints[:, 0], poses[:, 0] = rows, rows / 100
+    frames = np.zeros((ticks // TICKS_PER_FRAME + 1, len(VIEWS), 16, 16, 3), np.uint8)
+    frames[..., 0] = np.arange(len(frames))[:, None, None, None]
+    frames[..., 1] = provenance.seed % 256
+    frames[..., 2] = np.arange(len(VIEWS))[:, None, None]
+    return Trajectory(
+        provenance=provenance,
+        instruction=f"do {provenance.task}",
+        actions=np.repeat(rows[:-1, None] / 1000, 8, axis=1),
+        joint_position=joints,
+        gripper_position=rows / 1000,
+        cartesian_position=poses,
+        frames=frames,
+        ending=ending,
+    )

@@ -27,9 +27,10 @@ class _Lease:
 class TaskQueue:
     """The imagination work of one task. One process owns it; it is no more than bookkeeping.
 
-    A lease lasts ``lease_s`` from ``take``, or from the worker's last ``heartbeat``. Choose it longer
-    than a trajectory takes, or send heartbeats. Taking more renews nothing: a worker that died and
-    came back under its old name does not know what it held. It should call ``release`` first.
+    A lease lasts ``lease_s`` from ``take``, or from the worker's last ``heartbeat``. Choose it
+    longer than a trajectory takes, or send heartbeats. Taking more renews nothing: a
+    worker that died and came back under its old name does not know what it held; it calls
+    ``release`` first.
 
     Args:
         items: what is to be done, in order.
@@ -94,7 +95,7 @@ class TaskQueue:
                 lease.ends_s = ends
 
     def release(self, worker: str) -> int:
-        """Put back what ``worker`` held in a life that has ended: first in line. Returns how many."""
+        """Put back, first in line, what ``worker`` held in a life that ended. Returns how many."""
         return self._put_back(lambda lease: lease.worker == worker)
 
     def expire(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from contracts.constants import FRAME_HZ
 from services.statistics import Interval, wilson
@@ -96,7 +96,7 @@ class LossCurve:
 
     learner: str  # "policy", "world_model", "reward"
     name: str  # "iteration 1", "control"
-    steps: Float[np.ndarray, " n"]
+    steps: Num[np.ndarray, " n"]
     losses: Float[np.ndarray, " n"]
 
 
@@ -148,7 +148,7 @@ class Film:
     caption: str
     instruction: str
     imagined: UInt8[np.ndarray, "frames view height width 3"]
-    real: UInt8[np.ndarray, "frames2 view height width 3"] | None = None
+    real: UInt8[np.ndarray, "frames2 view2 height2 width2 3"] | None = None
     p_yes: float = math.nan
     fps: int = FRAME_HZ
 

@@ -4,28 +4,30 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
+DASH = "\u2013"  # an en dash, where a number is missing
+
 
 def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def number(value: float, digits: int = 3) -> str:
-    """Significant digits; an en dash for a number that nobody has."""
+def number(value: float | int, digits: int = 3) -> str:
+    """Significant digits; a dash for a number that nobody has."""
     if not math.isfinite(value):
-        return "–"
+        return DASH
     if float(value).is_integer() and abs(value) < 1e7:
         return f"{int(value):,}".replace(",", "\u202f")
     return f"{value:.{digits}g}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+    return f"{100 * share:.1f} %" if math.isfinite(share) else DASH
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """``4210`` -> ``1 h 10 min``; below a minute with one decimal."""
     if not math.isfinite(seconds):
-        return "–"
+        return DASH
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

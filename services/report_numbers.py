@@ -12,6 +12,7 @@ from services.statistics import Confusion, Interval, auc, confusion, difference,
 
 ALPHAS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 ALL_TASKS = "all tasks"
+RATES = ("frames_per_second", "trajectories_per_hour")
 
 
 def stages(evaluations: Iterable[Evaluation]) -> list[str]:
@@ -101,34 +102,38 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        return {"shape": list(value.shape)}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
+    if isinstance(value, np.ndarray | np.generic):
+        pictures = value.dtype == np.uint8
+        return {"shape": list(value.shape)} if pictures else plain(value.tolist())
+    unknown = isinstance(value, float) and not math.isfinite(value)
+    return None if unknown else value
 
 
 def to_json(data: ReportData) -> dict[str, Any]:
     """Every number of the page: the data as given, and what was derived from it."""
+    derived = {
+        "evaluations": [_rate(row) for row in data.evaluations],
+        "imagined": [
+            plain({"missing": row.missing, "accepted_share": row.accepted_share})
+            for row in data.imagined
+        ],
+        "throughput": [
+            plain({name: getattr(row, name) for name in RATES}) for row in data.throughput
+        ],
+        "calibrations": [calibrated(row) for row in data.calibrations],
+    }
     numbers = plain(data)
-    for row, out in zip(data.evaluations, numbers["evaluations"], strict=True):
-        out |= plain({"rate": row.rate, "interval": row.interval})
-    for row, out in zip(data.imagined, numbers["imagined"], strict=True):
-        out |= plain({"missing": row.missing, "accepted_share": row.accepted_share})
-    for row, out in zip(data.throughput, numbers["throughput"], strict=True):
-        out["frames_per_second"] = plain(row.frames_per_second)
-        out["trajectories_per_hour"] = plain(row.trajectories_per_hour)
-    for row, out in zip(data.calibrations, numbers["calibrations"], strict=True):
-        out |= calibrated(row)
-    numbers["pooled"] = [
-        plain(row) | plain({"rate": row.rate, "interval": row.interval})
-        for row in pooled(data.evaluations)
-    ]
-    numbers["comparisons"] = [
-        plain(row) | {"conclusion": row.conclusion} for row in comparisons(data.evaluations)
-    ]
-    return numbers
+    for name, rows in derived.items():
+        numbers[name] = [given | more for given, more in zip(numbers[name], rows, strict=True)]
+    return numbers | {
+        "pooled": [plain(row) | _rate(row) for row in pooled(data.evaluations)],
+        "comparisons": [
+            plain(row) | {"conclusion": row.conclusion} for row in comparisons(data.evaluations)
+        ],
+    }
+
+
+def _rate(row: Evaluation) -> dict[str, Any]:
+    return plain({"rate": row.rate, "interval": row.interval})

@@ -16,16 +16,18 @@ from envs.mujoco.task import Cartesian, Task
 MARKER, TIP, HOLDER = "marker", "marker_tip", "holder"
 MARKER_HALF = (0.010, 0.010, 0.050)  # m, of the body; square, because a round one turns in the grip
 TIP_BELOW = 0.064  # m from the marker's centre to the end of its tip
+TIP_RADIUS = 0.005  # m
 HOLDER_WALL, HOLDER_HEIGHT = 0.004, 0.030  # m
 START = (0.46, 0.225)  # m, middle of the area in which the holder stands
 START_SPREAD = (0.03, 0.012)
 INK_REACH = 0.0025  # m above the board at which the tip still leaves ink
-LINE_RADIUS = 0.0035  # m
+LINE_RADIUS = 0.0045  # m
 SPACING = 0.001  # m between recorded points of the line
 RADII = (0.025, 0.13)  # m, of a circle that counts
 ROUGHNESS = 0.10  # largest radial rms, in radii
 ANGLE_BINS, COVERAGE = 72, 0.93
 FEWEST_POINTS = 20
+SHOWN_GROUP, HIDDEN_GROUP = 1, 4  # geom groups that cameras see and do not see
 COLOURS = ("red", "blue", "green")  # of the ink, one for each instruction
 
 
@@ -89,9 +91,10 @@ class Draw(Task):
         sim.place(HOLDER, np.append(start, 0.0))
         sim.place(MARKER, np.append(start, TIP_BELOW + 0.001))
         self._colour = COLOURS[self.instructions.index(sim.instruction)]
-        for geom in (MARKER, TIP):
-            shade = np.array(canvas.INK[self._colour]) / 255
-            sim.model.geom(geom).rgba[:3] = shade
+        for colour in COLOURS:
+            for part in (MARKER, TIP):
+                shown = SHOWN_GROUP if colour == self._colour else HIDDEN_GROUP
+                sim.model.geom_group[sim.model.geom(f"{part}_{colour}").id] = shown
         self.board.clean()
         self.line, self._last = [], None
         self._centre = np.array(canvas.CENTRE) + rng.uniform([-0.03, -0.04], [0.03, 0.04])
@@ -144,26 +147,38 @@ class Draw(Task):
 
 
 def _add_marker(spec: mujoco.MjSpec) -> None:
+    """The marker that collides is invisible; over it lies a coating of each colour, one shown at
+    a time. (Renderers may keep colours, so an episode cannot repaint it.)"""
     body = spec.worldbody.add_body(name=MARKER, pos=[*START, TIP_BELOW])
     body.add_freejoint(name=MARKER)
-    body.add_geom(
-        name=MARKER,
+    barrel, tip = _add_shapes(body, "", HIDDEN_GROUP)
+    barrel.mass, barrel.condim, barrel.friction = 0.02, 6, [1.5, 0.05, 0.002]
+    tip.mass, tip.priority, tip.friction = 0.002, 2, [0.08, 0.005, 0.0001]
+    body.add_site(name=TIP, pos=[0, 0, -TIP_BELOW], group=4)
+    for colour in COLOURS:
+        for shape in _add_shapes(body, f"_{colour}", HIDDEN_GROUP):
+            shape.contype = shape.conaffinity = shape.mass = 0
+            shape.rgba = [*(np.array(canvas.INK[colour]) / 255), 1.0]
+
+
+def _add_shapes(
+    body: mujoco.MjsBody, suffix: str, group: int
+) -> tuple[mujoco.MjsGeom, mujoco.MjsGeom]:
+    """The marker's barrel and tip."""
+    barrel = body.add_geom(
+        name=MARKER + suffix,
         type=mujoco.mjtGeom.mjGEOM_BOX,
         size=MARKER_HALF,
-        mass=0.02,
-        condim=6,
-        friction=[1.5, 0.05, 0.002],
+        group=group,
     )
-    body.add_geom(
-        name=TIP,
+    tip = body.add_geom(
+        name=TIP + suffix,
         type=mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=[0, 0, -MARKER_HALF[2], 0, 0, 0.005 - TIP_BELOW],
-        size=[0.005, 0, 0],
-        mass=0.002,
-        friction=[0.08, 0.005, 0.0001],
-        priority=2,
+        fromto=[0, 0, -MARKER_HALF[2], 0, 0, TIP_RADIUS - TIP_BELOW],
+        size=[TIP_RADIUS, 0, 0],
+        group=group,
     )
-    body.add_site(name=TIP, pos=[0, 0, -TIP_BELOW], group=4)
+    return barrel, tip
 
 
 def _add_holder(spec: mujoco.MjSpec) -> None:

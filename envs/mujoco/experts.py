@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -47,7 +47,7 @@ def go(
     sim: Simulation,
     target: Point | Callable[[], Point],
     gripper: float,
-    motion: Motion = Motion(),  # noqa: B008 (frozen)
+    motion: Motion = Motion(),
 ) -> Iterator[Cartesian]:
     """Move the tool point to ``target`` (m, base frame; a callable is asked again every tick)."""
     turn = matrix_from_euler(np.array([*motion.tilt, motion.yaw])) @ DOWN
@@ -68,7 +68,6 @@ def hold(gripper: float, ticks: int) -> Iterator[Cartesian]:
         yield np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, gripper])
 
 
-@runtime_checkable
 class Script(Protocol):
     """The part of a task that a demonstration needs."""
 
@@ -78,7 +77,6 @@ class Script(Protocol):
     def expert(self, sim: Simulation) -> Iterator[Cartesian]: ...
 
 
-@runtime_checkable
 class ScriptedRobot(RobotEnv, Protocol):
     """A robot whose simulation a scripted expert may look into."""
 

@@ -1,7 +1,8 @@
 """A Franka Panda with a Robotiq 2F-85, built from primitive shapes on the real joint frames.
 
 Frames are Franka's modified Denavit-Hartenberg rows. Masses, centres and inertias of the links are
-those identified by Gaz et al., RA-L 2019; the gripper's mass is Robotiq's 0.925 kg. Shapes are ours.
+those identified by Gaz et al. (RA-L 2019); the gripper weighs what Robotiq says, 0.925 kg. The
+shapes are ours.
 """
 
 from dataclasses import dataclass
@@ -117,39 +118,39 @@ HAND = Inertial(0.825, (0.0, 0.0, 0.05), (0.0012, 0.0010, 0.0008, 0.0, 0.0, 0.0)
 FINGER_MASS = 0.05
 
 BASE_RODS = (
-    Rod((-0.10, 0, 0.05), (0.0, 0, 0.05), 0.06),
-    Rod((0, 0, 0.0), (0, 0, 0.21), 0.062, flat=True),
+    Rod((-0.10, 0.0, 0.05), (0.0, 0.0, 0.05), 0.06),
+    Rod((0.0, 0.0, 0.0), (0.0, 0.0, 0.21), 0.062, flat=True),
 )
 LINK_RODS = (
     (
-        Rod((0, 0, -0.12), (0, 0, -0.02), 0.062),
-        Rod((0, -0.07, 0), (0, 0.07, 0), 0.060, flat=True),
-        Rod((0, -0.074, 0), (0, 0.074, 0), 0.045, GREY, flat=True),
+        Rod((0.0, 0.0, -0.12), (0.0, 0.0, -0.02), 0.062),
+        Rod((0.0, -0.07, 0.0), (0.0, 0.07, 0.0), 0.060, flat=True),
+        Rod((0.0, -0.074, 0.0), (0.0, 0.074, 0.0), 0.045, GREY, flat=True),
     ),
-    (Rod((0, -0.02, 0), (0, -0.18, 0), 0.058),),
+    (Rod((0.0, -0.02, 0.0), (0.0, -0.18, 0.0), 0.058),),
     (
-        Rod((0, 0, -0.13), (0, 0, -0.05), 0.056),
-        Rod((0.02, 0, -0.04), (0.0825, 0, 0), 0.048),
-        Rod((0.0825, -0.062, 0), (0.0825, 0.062, 0), 0.054, flat=True),
-        Rod((0.0825, -0.066, 0), (0.0825, 0.066, 0), 0.040, GREY, flat=True),
-    ),
-    (
-        Rod((0, 0, 0), (-0.0825, 0.07, 0), 0.050),
-        Rod((-0.0825, 0.07, 0), (-0.0825, 0.13, 0), 0.055),
+        Rod((0.0, 0.0, -0.13), (0.0, 0.0, -0.05), 0.056),
+        Rod((0.02, 0.0, -0.04), (0.0825, 0.0, 0.0), 0.048),
+        Rod((0.0825, -0.062, 0.0), (0.0825, 0.062, 0.0), 0.054, flat=True),
+        Rod((0.0825, -0.066, 0.0), (0.0825, 0.066, 0.0), 0.040, GREY, flat=True),
     ),
     (
-        Rod((0, 0, -0.26), (0, 0, -0.19), 0.055),
-        Rod((0, 0.055, -0.21), (0, 0.070, -0.03), 0.036),
-        Rod((0, -0.02, 0), (0, 0.09, 0), 0.048, flat=True),
-        Rod((0, -0.02, 0), (0, 0.094, 0), 0.035, GREY, flat=True),
+        Rod((0.0, 0.0, 0.0), (-0.0825, 0.07, 0.0), 0.050),
+        Rod((-0.0825, 0.07, 0.0), (-0.0825, 0.13, 0.0), 0.055),
     ),
     (
-        Rod((0.0, 0, 0), (0.088, 0, 0), 0.046),
-        Rod((0.088, 0.045, 0), (0.088, -0.03, 0), 0.050, flat=True),
+        Rod((0.0, 0.0, -0.26), (0.0, 0.0, -0.19), 0.055),
+        Rod((0.0, 0.055, -0.21), (0.0, 0.070, -0.03), 0.036),
+        Rod((0.0, -0.02, 0.0), (0.0, 0.09, 0.0), 0.048, flat=True),
+        Rod((0.0, -0.02, 0.0), (0.0, 0.094, 0.0), 0.035, GREY, flat=True),
     ),
     (
-        Rod((0, 0, 0.03), (0, 0, 0.085), 0.046, flat=True),
-        Rod((0, 0, 0.085), (0, 0, FLANGE_OFFSET), 0.034, GREY, flat=True),
+        Rod((0.0, 0.0, 0.0), (0.088, 0.0, 0.0), 0.046),
+        Rod((0.088, 0.045, 0.0), (0.088, -0.03, 0.0), 0.050, flat=True),
+    ),
+    (
+        Rod((0.0, 0.0, 0.03), (0.0, 0.0, 0.085), 0.046, flat=True),
+        Rod((0.0, 0.0, 0.085), (0.0, 0.0, FLANGE_OFFSET), 0.034, GREY, flat=True),
     ),
 )
 FIRST_COLLIDING_LINK = 4  # the upper arm never reaches the table top
@@ -158,7 +159,8 @@ FIRST_COLLIDING_LINK = 4  # the upper arm never reaches the table top
 def add_arm(spec: mujoco.MjSpec) -> mujoco.MjsBody:
     """Add arm, gripper, their actuators and the site "flange"; returns the flange's body.
 
-    Robot shapes touch objects and the table, never each other.
+    Robot shapes touch objects and the table, never each other. Within one body all shapes collide
+    or none does: mj_multiRay bounds a body by its colliding shapes and would cut off the others.
     """
     base = spec.worldbody.add_body(name="base")
     for rod in BASE_RODS:
@@ -203,10 +205,11 @@ def _add_link(parent: mujoco.MjsBody, index: int) -> mujoco.MjsBody:
 
 def _add_hand(flange: mujoco.MjsBody) -> None:
     _set_inertia(flange, HAND)
-    _add_rod(flange, Rod((0, 0, 0), (0, 0, 0.022), 0.0375, GREY, flat=True), collides=False)
+    coupler = Rod((0.0, 0.0, 0.0), (0.0, 0.0, 0.022), 0.0375, GREY, flat=True)
+    _add_rod(flange, coupler, collides=True)
     for centre, half in (
-        ((0, 0, 0.050), (0.032, 0.036, 0.030)),
-        ((0, 0, 0.078), (0.014, 0.056, 0.012)),
+        ((0.0, 0.0, 0.050), (0.032, 0.036, 0.030)),
+        ((0.0, 0.0, 0.078), (0.014, 0.056, 0.012)),
     ):
         _add_box(flange, centre, half, BLACK)
     # the wrist camera's housing, just behind its lens
@@ -225,14 +228,11 @@ def _add_finger(flange: mujoco.MjsBody, side: float, name: str) -> None:
         damping=[5.0, 0, 0],
     )
     inertia = (2e-5, 2e-5, 1e-5, 0.0, 0.0, 0.0)
-    _set_inertia(body, Inertial(FINGER_MASS, (0, side * 0.012, 0.13), inertia))
-    _add_rod(
-        body,
-        Rod((0, side * 0.008, 0.080), (0, side * 0.020, 0.112), 0.009, BLACK),
-        collides=False,
-    )
-    _add_box(body, (0, side * 0.014, 0.133), (0.011, 0.006, 0.031), BLACK)
-    pad = _add_box(body, (0, side * 0.004, 0.146), (0.011, 0.004, FINGERTIP - 0.146), RUBBER)
+    _set_inertia(body, Inertial(FINGER_MASS, (0.0, side * 0.012, 0.13), inertia))
+    knuckle = Rod((0.0, side * 0.008, 0.080), (0.0, side * 0.020, 0.112), 0.009, BLACK)
+    _add_rod(body, knuckle, collides=True)
+    _add_box(body, (0.0, side * 0.014, 0.133), (0.011, 0.006, 0.031), BLACK)
+    pad = _add_box(body, (0.0, side * 0.004, 0.146), (0.011, 0.004, FINGERTIP - 0.146), RUBBER)
     pad.name = f"pad_{name}"
     pad.friction, pad.condim = [1.5, 0.02, 0.001], 4
 

@@ -4,15 +4,20 @@ import numpy as np
 from jaxtyping import Float32
 
 from configs.checks import one_of
-from configs.robot import TASKS, RobotConfig
+from configs.robot import RobotConfig
 from contracts.types import Label, Observation, RobotState, Trajectory
 from envs.mujoco.book import Book
+from envs.mujoco.draw import Draw
+from envs.mujoco.erase import Erase
 from envs.mujoco.render import Renderer, open_renderer
+from envs.mujoco.scoop import Scoop
 from envs.mujoco.sim import Simulation
 from envs.mujoco.stack import Stack
 from envs.mujoco.task import Task
 
-TASK_CLASSES: dict[str, type[Task]] = {"stack": Stack, "book": Book}
+TASK_CLASSES: dict[str, type[Task]] = {
+    task.name: task for task in (Stack, Book, Erase, Scoop, Draw)
+}
 
 
 class MujocoRobot:
@@ -36,7 +41,7 @@ class MujocoRobot:
         if task not in self._scenes:
             self._scenes[task] = self._compile(task)
         self._now = self._scenes[task]
-        return self.simulation.reset(np.random.default_rng([sorted(TASKS).index(task), seed]))
+        return self.simulation.reset(np.random.default_rng([seed, *task.encode()]))
 
     def observe(self) -> Observation:
         _, sim, renderer = self._current()

@@ -23,10 +23,10 @@ def euler_from_matrix(matrix: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 3
 
     At a pitch of +-90 degrees roll and yaw are not unique and this returns yaw 0.
     """
-    (a, b, _), (d, e, _), (g, h, i) = matrix.tolist()
+    (a, _, _), (d, e, f), (g, h, i) = matrix.tolist()
     cos_pitch = math.hypot(a, d)
     if cos_pitch < 1e-9:
-        return np.array([math.copysign(math.atan2(b, e), 1.0), math.atan2(-g, cos_pitch), 0.0])
+        return np.array([math.atan2(-f, e), math.atan2(-g, cos_pitch), 0.0])
     return np.array([math.atan2(h, i), math.atan2(-g, cos_pitch), math.atan2(d, a)])
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-from jaxtyping import Float64
 
-from envs.mujoco.experts import DOWN, Motion, go, hold, tool_position
-from envs.mujoco.rotations import matrix_from_euler
-from envs.mujoco.sim import Simulation
+from envs.mujoco.experts import Motion, go
+from envs.mujoco.rotations import matrix_from_euler, rotation_vector
+from envs.mujoco.sim import ANGULAR, LINEAR, Simulation
 from envs.mujoco.task import Cartesian, Task
 
 SCOOP, TRAY, BOWL = "scoop", "tray", "bowl"
@@ -29,20 +28,24 @@ BUCKET_SIDE, BUCKET_BACK = 0.030, 0.045  # m, height of its walls
 SHEET = 0.0015  # m, half the thickness of its walls
 HANDLE_HALF = (0.012, 0.010, 0.040)  # m; flat sides, so that it cannot turn in the grip
 HANDLE_CENTRE = (BUCKET_HALF[0] + 0.008, 0.0, 0.072)
-GRIP_ABOVE = 0.088  # m, of the tool point above the scoop's floor
+GRIP_ABOVE = 0.076  # m, of the tool point above the scoop's floor
 STEEL = (0.20, 0.35, 0.70, 1.0)
 WOOD = (0.80, 0.70, 0.50, 1.0)
 PORCELAIN = (0.92, 0.93, 0.97, 1.0)
 
-Point = Float64[np.ndarray, " 3"]
+LOADED, POURED = 0.25, -0.60  # rad, pitch of the scoop while it carries and when it is empty
+GAIN = 1.6  # of the expert's servo on the distance
 
 
 @dataclass(frozen=True, slots=True)
-class Pose:
-    """Where the middle of the scoop's floor should be (m) and its pitch (rad, + lifts the lip)."""
+class Waypoint:
+    """Where the middle of the scoop's floor should go (m) and with which pitch (rad, + lifts the
+    lip). Reached within ``tolerance`` m or given up after ``ticks``."""
 
-    point: Point
-    pitch: float = 0.0
+    point: tuple[float, float, float]
+    pitch: float
+    tolerance: float
+    ticks: int
 
 
 class Scoop(Task):
@@ -93,25 +96,33 @@ class Scoop(Task):
         tray, bowl = sim.body_position(TRAY), sim.body_position(BOWL)
         grip = start + [HANDLE_CENTRE[0], 0.0, GRIP_ABOVE]
         yield from go(sim, grip + [0, 0, 0.06], 0.4, Motion(0.012, gain=1.6))
-        yield from go(sim, grip, 0.4, Motion(0.005, gain=1.6))
-        yield from hold(1.0, 10)
-        held = tool_position(sim) - sim.body_position(SCOOP)
+        yield from go(sim, grip, 0.4, Motion(0.006))
+        yield from go(sim, grip, 1.0, Motion(0.0, 9))
         near = tray[0] - TRAY_HALF[0] + BUCKET_HALF[0]
-        for pose, motion in (
-            (Pose(np.array([near + 0.012, start[1], FLOOR])), Motion(0.006, 25, gain=1.6)),
-            (Pose(np.array([near + 0.004, start[1], 0.020]), 0.35), Motion(0.012, 12, gain=1.6)),
-            (Pose(np.array([near + 0.02, start[1], 0.085]), 0.40), Motion(0.015, 20, gain=1.6)),
-            (Pose(bowl + [0.02, 0, 0.095], 0.40), Motion(0.015, 30, gain=1.6)),
-            (Pose(bowl + [0.03, 0, 0.085], -0.85), Motion(0.0, 25, gain=1.6)),
+        side = float(start[1])
+        for waypoint in (
+            Waypoint((near + 0.020, side, FLOOR), 0.0, 0.008, 25),
+            Waypoint((near + 0.020, side, 0.030), LOADED, 0.012, 12),
+            Waypoint((near + 0.030, side, 0.100), LOADED, 0.020, 20),
+            Waypoint((bowl[0] + 0.03, bowl[1], 0.105), LOADED, 0.020, 30),
+            Waypoint((bowl[0] + 0.03, bowl[1], 0.095), POURED, 0.0, 20),
         ):
-            yield from _carry(sim, held, pose, motion)
+            yield from _carry(sim, waypoint)
 
 
-def _carry(sim: Simulation, held: Point, pose: Pose, motion: Motion) -> Iterator[Cartesian]:
-    """Move the grasped scoop to a pose; ``held`` is the tool point less the scoop, upright."""
-    target = pose.point + matrix_from_euler(np.array([0.0, pose.pitch, 0.0])) @ held
-    tilted = Motion(motion.tolerance, motion.ticks, tilt=(0.0, pose.pitch), gain=motion.gain)
-    yield from go(sim, target, 1.0, tilted)
+def _carry(sim: Simulation, to: Waypoint) -> Iterator[Cartesian]:
+    """Servo the grasped scoop itself to a pose, so that a slip in the grip is made good."""
+    wanted = matrix_from_euler(np.array([0.0, to.pitch, 0.0]))
+    for tick in range(to.ticks):
+        place = sim.body_position(SCOOP)
+        error = np.array(to.point) - place
+        if tick > 0 and float(np.linalg.norm(error)) < to.tolerance:
+            return
+        spin = rotation_vector(wanted @ sim.body_matrix(SCOOP).T)
+        spin = np.clip(spin, -ANGULAR, ANGULAR)
+        # the hand must swing about the scoop by as much as it turns in this tick
+        motion = GAIN * error + np.cross(spin, sim.pose()[:3] - place)
+        yield np.concatenate([np.clip(motion / LINEAR, -1.0, 1.0), spin / ANGULAR, [1.0]])
 
 
 def _add_wall(body: mujoco.MjsBody, centre: list[float], half: list[float]) -> mujoco.MjsGeom:

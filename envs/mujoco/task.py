@@ -39,7 +39,7 @@ class Task(ABC):
     def reset(self, sim: Simulation, rng: np.random.Generator) -> None:
         """Place the objects at random. The arm is at its start; physics settles afterwards."""
 
-    def substep(self, sim: Simulation) -> None:
+    def substep(self, sim: Simulation) -> None:  # noqa: B027 (most tasks need none)
         """Called every ``sim.HOOK_EVERY`` physics steps: ink, erasing, timers."""
 
     @abstractmethod

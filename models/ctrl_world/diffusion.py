@@ -118,7 +118,7 @@ def training_input(
     """
     sigma = torch.exp(LOG_SIGMA_STD * draws.level + LOG_SIGMA_MEAN)[:, None, None, None, None]
     condition = _noised(
-        latents[:, HISTORY + 1],
+        latents[:, HISTORY],
         draws.condition_noise,
         CONDITION_NOISE * draws.condition_level[:, None, None, None],
     )

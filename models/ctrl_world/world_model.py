@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from configs.world_model import WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
+from contracts.seeds import fold
 from contracts.types import StartState
 from models.ctrl_world.checkpoint import load_state, read_state, save_safetensors
 from models.ctrl_world.diffusion import (
@@ -24,6 +25,7 @@ from models.ctrl_world.diffusion import (
 )
 from models.ctrl_world.history import PoseRange, history_offsets, history_positions, pose_table
 from models.ctrl_world.latents import (
+    NUM_VIEWS,
     check_frame_size,
     decode,
     encode,
@@ -48,6 +50,11 @@ class Slot:
     instruction: str
     latents: list[Float[Tensor, "4 rows columns"]]
     poses: list[Float[np.ndarray, " 7"]] = field(default_factory=list)
+
+    def remember(self, poses: Float[np.ndarray, "5 7"], latents: Float[Tensor, "5 4 r c"]) -> None:
+        """Append a finished chunk: the pose it began at and the latent it ended with."""
+        self.poses.append(poses[0])
+        self.latents.append(latents[-1].clone())  # not a view that keeps all five frames
 
 
 class CtrlWorldModel:
@@ -124,10 +131,18 @@ class CtrlWorldModel:
 
     @torch.no_grad()
     def begin(self, start: StartState, seed: int) -> Slot:
-        """Encode the first frame; the posterior's draw comes from ``seed``."""
+        """Encode the first frame; the posterior's draw comes from ``seed``.
+
+        Raises:
+            ValueError: the frame has another size than the model.
+        """
+        if start.frame.shape[1:3] != self.frame_size:
+            raise ValueError(
+                f"a start frame of {start.frame.shape[1:3]} pixels does not fit a world model of "
+                f"{self.frame_size}: set robot.height and robot.width"
+            )
         frame = torch.from_numpy(start.frame).to(self.device)[None]
-        noise = torch.randn(latent_shape(*self.frame_size), generator=_generator(seed, 0))
-        latent = encode(self.network.vae, frame, noise.to(self.device)[None])[0]
+        latent = encode(self.network.vae, frame, self._noise(seed, 0, 1))[0]
         return Slot(seed, start.instruction, [latent])
 
     @torch.no_grad()
@@ -138,34 +153,38 @@ class CtrlWorldModel:
 
         One slot at a time: the full-size UNet fills a GPU with one clip and its guidance twin
         (ten trajectories take ten times as long, upstream issue 15), and kernels that never see
-        another batch size give a slot the same bits in any company.
-        """
-        return np.stack([self._one(slot, chunk) for slot, chunk in zip(slots, poses, strict=True)])
+        another batch size give a slot the same bits in any company. Slots change only once all
+        frames are there.
 
-    def _one(
-        self, slot: Slot, poses: Float32[np.ndarray, "5 7"]
-    ) -> UInt8[np.ndarray, "4 3 height width 3"]:
-        shape = (1 + NEW_FRAMES, *latent_shape(*self.frame_size))
-        noise = torch.randn(shape, generator=_generator(slot.seed, len(slot.latents)))
-        latents = self.advance(slot, poses, noise)
-        frames = to_uint8(decode(self.network.vae, latents, self.cfg.official_decode))
-        return frames[1:].cpu().numpy()
+        Raises:
+            ValueError: there are not as many rows of poses as slots.
+        """
+        if len(slots) != len(poses):
+            raise ValueError(f"{len(slots)} slots need as many rows of poses, got {len(poses)}")
+        noises = [self._noise(slot.seed, len(slot.latents), 1 + NEW_FRAMES) for slot in slots]
+        chunks = [self.predict(*given) for given in zip(slots, poses, noises, strict=True)]
+        frames = np.empty((len(slots), NEW_FRAMES, NUM_VIEWS, *self.frame_size, 3), np.uint8)
+        for row, latents in zip(frames, chunks, strict=True):
+            images = to_uint8(decode(self.network.vae, latents, self.cfg.official_decode))
+            row[:] = images[1:].cpu().numpy()
+        for slot, path, latents in zip(slots, poses, chunks, strict=True):
+            slot.remember(path, latents)
+        return frames
 
     @torch.no_grad()
-    def advance(
+    def predict(
         self,
         slot: Slot,
         poses: Float[np.ndarray, "5 7"],
         noise: Float[Tensor, "5 4 rows columns"],
     ) -> Float[Tensor, "5 4 rows columns"]:
-        """Predict one chunk from unit ``noise`` and append its last latent to the slot.
+        """One chunk from unit ``noise``; the slot stays as it is.
 
         Returns scaled latents of the current frame, generated anew, and the four after it. History
         stays in latents: it is never decoded and encoded again.
         """
         ids = self.cfg.history_ids
-        known = [*slot.poses, poses[0]]
-        table = self.pose_range.normalise(pose_table(known, ids, poses))
+        table = self.pose_range.normalise(pose_table([*slot.poses, poses[0]], ids, poses))
         past = [slot.latents[position] for position in history_positions(len(slot.latents), ids)]
         with torch.autocast(self.device.type, torch.bfloat16, self.cfg.dtype == "bfloat16"):
             context = self.network.context(
@@ -177,10 +196,13 @@ class CtrlWorldModel:
                 context,
             )
             sampler = Sampler(self.cfg.sampler_steps, self.cfg.guidance)
-            latents = sample(self.network, given, noise[None].to(self.device), sampler)[0]
-        slot.poses.append(poses[0])
-        slot.latents.append(latents[-1].clone())  # not a view of all five frames
-        return latents
+            return sample(self.network, given, noise[None].to(self.device), sampler)[0]
+
+    def _noise(self, seed: int, chunk: int, frames: int) -> Float[Tensor, "frames 4 rows columns"]:
+        """One chunk's randomness, whoever computes it, in whatever company; 0 is the encoding."""
+        generator = torch.Generator().manual_seed(fold(seed, "ctrl_world", chunk))
+        shape = (frames, *latent_shape(*self.frame_size))
+        return torch.randn(shape, generator=generator).to(self.device)
 
     def _embed(self, instructions: Sequence[str]) -> Float[Tensor, "batch projection"] | None:
         """CLIP's embedding of each instruction; None without a tokenizer. "" is an instruction."""
@@ -230,12 +252,6 @@ def _windows(batch: Batch) -> WorldModelBatch:
     if not isinstance(batch, WorldModelBatch):
         raise ValueError(f"a world model trains on WorldModelBatch, got {type(batch).__name__}")
     return batch
-
-
-def _generator(seed: int, chunk: int) -> torch.Generator:
-    """Randomness of one chunk of one trajectory, whoever computes it; chunk 0 is the encoding."""
-    state = np.random.SeedSequence((seed, chunk)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _weights(folder: Path) -> Path:

@@ -321,7 +321,8 @@ def test_closed_loop(golden: Golden, model: CtrlWorldModel) -> None:
         poses = golden["g.state_fk_skip"][chunk].numpy()
         table = pose_table([*slot.poses, poses[0]], ids, poses)
         np.testing.assert_allclose(table, golden["g.action_cond_raw"][chunk], rtol=0, atol=2e-6)
-        latents = model.advance(slot, poses, noise[0])
+        latents = model.predict(slot, poses, noise[0])
+        slot.remember(poses, latents)
         expected = golden["g.latents"][chunk].transpose(0, 1)
         torch.testing.assert_close(split_views(latents), expected, atol=1e-4, rtol=1e-5)
         frames = to_uint8(decode(model.network.vae, latents, official=True))[4, :, ::4, ::4]

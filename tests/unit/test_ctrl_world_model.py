@@ -1,6 +1,7 @@
 """Ctrl-World as a world model: what learners and imagination rely on, at a tiny width."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,10 @@ def test_seed_and_chunk_decide_the_noise(model: CtrlWorldModel) -> None:
     assert not torch.equal(slots[0].latents[0], slots[1].latents[0])
     for slot in slots:
         slot.latents[0] = torch.zeros_like(slot.latents[0])
-    first, second = model.imagine(slots, np.stack([poses(0)] * 2))
+    later = Slot(1, "stack it", slots[0].latents * 2, [poses(0)[0]])  # one chunk on, nothing new
+    first, second, third = model.imagine([*slots, later], np.stack([poses(0)] * 3))
     assert not np.array_equal(first, second)
+    assert not np.array_equal(first, third)
 
 
 def test_poses_and_history_reach_the_prediction(model: CtrlWorldModel) -> None:
@@ -218,6 +221,16 @@ def test_checkpoints_that_do_not_fit_say_why(tmp_path: Path) -> None:
         CtrlWorldModel.load(config(), tmp_path, version=0)
 
 
+def test_a_refused_call_leaves_its_slots_alone(model: CtrlWorldModel) -> None:
+    slot = model.begin(start(0), seed=0)
+    with pytest.raises(ValueError, match="1 slots need as many rows of poses, got 2"):
+        model.imagine([slot], np.stack([poses(0)] * 2))
+    with pytest.raises(ValueError, match=r"robot\.height"):
+        model.begin(replace(start(0), frame=np.zeros((3, 64, 128, 3), np.uint8)), seed=0)
+    assert (len(slot.latents), len(slot.poses)) == (1, 0)
+    assert len(model.imagine([], np.zeros((0, 5, 7), np.float32))) == 0
+
+
 def test_frames_that_do_not_suit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"robot\.height=64 robot\.width=128"):
         CtrlWorldModel(config(), (48, 80), seed=0)
@@ -240,7 +253,7 @@ def test_configurations_that_cannot_work_are_refused(changes: dict, message: str
 def test_bfloat16_imagines_nearly_the_same(model: CtrlWorldModel) -> None:
     half = CtrlWorldModel(config(dtype="bfloat16"), SIZE, seed=0)
     noise = torch.randn(5, 4, 24, 8, generator=torch.Generator().manual_seed(0))
-    exact, rough = (m.advance(m.begin(start(0), 0), poses(0), noise) for m in (model, half))
+    exact, rough = (m.predict(m.begin(start(0), 0), poses(0), noise) for m in (model, half))
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     assert (rough - exact).norm() < 0.05 * exact.norm()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from actors.imagination import ImaginationSettings, ImaginationWorker
+from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from contracts.seeds import fold
 from contracts.types import (
     ActionChunk,
@@ -105,7 +105,8 @@ def make(
     policy: NoisyPolicy, slots: int, chunks: int, clock: Callable[[], float] = time.perf_counter
 ) -> ImaginationWorker:
     settings = ImaginationSettings(slots, chunks)
-    return ImaginationWorker(policy, Echo(), Integrator(), kinematics, settings, clock)
+    models = Models(policy, Echo(), Integrator(), kinematics)
+    return ImaginationWorker(models, settings, clock)
 
 
 def run(
@@ -113,7 +114,8 @@ def run(
 ) -> tuple[Shelf, TaskQueue, ImaginationWorker, Echo]:
     world_model, shelf, queue = Echo(), Shelf(), TaskQueue(items(count))
     settings = ImaginationSettings(slots, chunks)
-    worker = ImaginationWorker(NoisyPolicy(), world_model, Integrator(), kinematics, settings)
+    models = Models(NoisyPolicy(), world_model, Integrator(), kinematics)
+    worker = ImaginationWorker(models, settings)
     worker.run("w", queue, shelf)
     return shelf, queue, worker, world_model
 
@@ -123,7 +125,7 @@ def test_every_item_is_stored_once_and_acknowledged():
     assert sorted(shelf.stored) == [f"dream-{i}" for i in range(7)]
     assert queue.finished()
     stats = worker.stats
-    assert (stats.trajectories, stats.chunks, stats.net_frames) == (7, 21, 84)
+    assert (stats.trajectories, stats.chunks, stats.frames) == (7, 21, 84)
 
 
 def test_trajectory_is_twelve_ticks_and_four_frames_per_chunk():

@@ -1,5 +1,6 @@
 """Damaged, foreign and missing stores: one error that names the file and the way out."""
 
+import shutil
 from pathlib import Path
 
 import lance
@@ -106,6 +107,17 @@ def test_a_folder_without_a_store_is_refused_for_reading(tmp_path):
 def test_a_url_is_refused():
     with pytest.raises(ValueError, match="every node mounts"):
         ReplayStore.create_or_open("s3://bucket/replay")
+
+
+def test_cached_frames_need_no_disk(folder):
+    kept, uncached = ReplayStore.open(folder), ReplayStore.open(folder, StoreOptions(cache_mb=0))
+    for reader in (kept, uncached):
+        reader.frames("b", [0, 1])
+    shutil.rmtree(folder / "frames.lance")
+    assert (kept.frames("b", [1, 0]) == ord("b")).all()
+    for reader, name in ((kept, "a"), (uncached, "b")):
+        with pytest.raises(ValueError, match=r"frames\.lance cannot be read"):
+            reader.frames(name, [0])
 
 
 def test_the_cache_drops_what_was_not_used_for_longest():

@@ -199,7 +199,7 @@ def test_upkeep_merges_files_and_keeps_every_row_and_reader(tmp_path):
     reader = ReplayStore.open(tmp_path, options)
     for seed in range(1, 23):
         writer.add(make(f"t{seed}", seed, 11), None)
-    # 4 frames each: 20 merged into 5 files of 16 rows or fewer and larger ones, 3 still single
+    # 4 frames each: the first 20 in at most 5 files of 16 rows or more, the last 3 still apart
     assert len(list((tmp_path / "frames.lance" / "data").iterdir())) <= 8
     assert reader.ids() == ["t0"]
     assert_equal(reader.trajectory("t0"), make("t0", 0, 11))  # its first file is gone

@@ -1,0 +1,281 @@
+"""Stages that train: the world model, the reward model, the policy, and what is measured of them."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from cluster.checkpoints import Kind, base_folder
+from cluster.context import Context, Versions
+from cluster.handles import answer
+from cluster.training import OnStep, fit
+from configs.policy import PolicyConfig
+from configs.reward import RewardConfig
+from configs.training import TrainConfig
+from configs.world_model import WorldModelConfig
+from contracts.types import Checkpoint
+from learners.loop import TrainResult
+from learners.policy import PolicySources, train_policy
+from learners.reward import calibrate, train_reward
+from learners.selection import Selection, held_out, real_successes
+from learners.world_model import WorldModelSources, evaluate_replay, train_world_model
+from models.build import load_reward, load_world_model
+from replay.store import ReplayStore
+
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the threshold sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The folders of one training run."""
+
+    base: Path | None  # weights to begin with; None: fresh ones
+    state: Path  # checkpoints for exact resume
+    out: Path  # the trained weights
+
+
+Work = Callable[[Places, OnStep], TrainResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One training: what is made, from which version, and what to write in its lineage."""
+
+    kind: Kind
+    version: int
+    parent: int | None  # None: the base that the config names
+    data: dict[str, int]
+
+
+def learn(run: Context, name: str, course: Course, work: Work, train: TrainConfig) -> dict[str, Any]:
+    """Train, publish the checkpoint with its lineage, and return its losses."""
+    folder = run.folder / "training" / name.replace("/", "-")
+    parent = _parent(run, course)
+    places = Places(parent, folder / "state", folder / "weights")
+    with run.reporter.stage(f"{name}", train.steps, "steps") as bar:
+        learner = partial(_remember, work, places)
+        result = fit(learner, name.replace("/", "-"), folder, run.config.cluster, bar)
+    lineage = {
+        "parent": f"{course.kind} v{course.parent}" if course.parent is not None else "",
+        "steps": train.steps,
+        "data": course.data,
+    }
+    checkpoint = run.checkpoints.publish(course.kind, course.version, places.out, lineage)
+    shutil.rmtree(folder, ignore_errors=True)  # published; only a run that was cut short needs it
+    return {"checksum": checkpoint.checksum, "losses": result["losses"], "data": course.data}
+
+
+def _remember(work: Work, places: Places, on_step: OnStep) -> dict[str, Any]:
+    """Runs in the learner's process; what comes back must be plain values."""
+    result = work(places, on_step)
+    return {"losses": list(result.losses), "seconds": result.seconds}
+
+
+def _parent(run: Context, course: Course) -> Path | None:
+    if course.parent is not None:
+        return Path(run.checkpoints.open(course.kind, course.parent).uri)
+    settings = {"policy": run.config.policy, "world_model": run.config.world_model}
+    return base_folder(course.kind, (settings | {"reward": run.config.reward})[course.kind].checkpoint)
+
+
+def dream(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
+    """Post-train the world model on all of D_real, failures too, with D_DROID (Eq. 1, 2)."""
+    config = run.config.world_model
+    real = run.reader("real").ids()
+    # Without a second set of recordings the demonstrations are D_real itself.
+    shared = run.config.robot.kind == "recorded" and not run.config.demos.path
+    droid = [] if shared else run.reader("demos").ids()
+    work = partial(
+        _world_model, config, run.store_folder("real"), real, run.store_folder("demos"), droid
+    )
+    fresh = versions.world_model == 0 and config.checkpoint == "scratch"
+    course = Course(
+        "world_model",
+        iteration,
+        None if fresh else versions.world_model,
+        {"real episodes": len(real), "D_DROID episodes": len(droid)},
+    )
+    return learn(run, f"{iteration} train world model", course, work, config.train)
+
+
+def _world_model(
+    config: WorldModelConfig,
+    real: Path,
+    real_ids: list[str],
+    droid: Path,
+    droid_ids: list[str],
+    places: Places,
+    on_step: OnStep,
+) -> TrainResult:
+    sources = WorldModelSources(
+        Selection(ReplayStore.open(real), real_ids),
+        Selection(ReplayStore.open(droid), droid_ids) if droid_ids else None,
+    )
+    return train_world_model(config, sources, places.base, places.state, places.out, on_step)
+
+
+def replay_quality(run: Context, version: int) -> dict[str, Any]:
+    """PSNR and SSIM of a world model on real episodes that no training has seen."""
+    store = run.reader("evaluation")
+    ids = [i for i in store.ids() if i.startswith(("evaluation-base-", "recorded-"))]
+    ids = sorted(ids)[:: max(1, len(ids) // run.config.world_model.replay_episodes)]
+    if not ids:
+        return {}
+    checkpoint = run.checkpoints.open("world_model", version)
+    task = ray.remote(_replay_quality).options(num_cpus=run.config.cluster.learner_cpus)
+    reference = task.remote(
+        run.config.world_model, run.frame_size, checkpoint, run.store_folder("evaluation"), ids
+    )
+    return answer(reference, run.config.cluster.stall_timeout_s)
+
+
+def _replay_quality(
+    config: WorldModelConfig,
+    size: tuple[int, int],
+    checkpoint: Checkpoint,
+    store: Path,
+    ids: list[str],
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model = load_world_model(config, size, Path(checkpoint.uri), checkpoint.version)
+    episodes = ReplayStore.open(store)
+    known = [episodes.trajectory(i) for i in ids if episodes.num_frames(i) > 4]
+    return asdict(evaluate_replay(model, known, config.replay_chunks)) if known else {}
+
+
+def judge(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
+    """Post-train the reward model on the labels of D_real, whole episodes held out."""
+    config = run.config.reward
+    kept, out = held_out(run.reader("real").ids(), config.holdout)
+    fresh = versions.reward == 0 and config.checkpoint == "scratch"
+    course = Course(
+        "reward",
+        iteration,
+        None if fresh else versions.reward,
+        {"labelled episodes": len(kept), "held out": len(out)},
+    )
+    work = partial(_reward, config, run.store_folder("real"), kept)
+    return learn(run, f"{iteration} train reward", course, work, config.train)
+
+
+def _reward(
+    config: RewardConfig, store: Path, ids: list[str], places: Places, on_step: OnStep
+) -> TrainResult:
+    labelled = Selection(ReplayStore.open(store), ids)
+    return train_reward(config, labelled, places.base, places.state, places.out, on_step)
+
+
+def outcomes(run: Context) -> tuple[int, int]:
+    """(successes, failures) among the labelled episodes that the reward model may train on."""
+    store = run.reader("real")
+    kept, _ = held_out(store.ids(), run.config.reward.holdout)
+    labels = [label.success for label in map(store.label, kept) if label is not None]
+    return sum(labels), len(labels) - sum(labels)
+
+
+def calibration(run: Context, version: int) -> dict[str, Any]:
+    """How a reward version judges labelled real episodes that it was not trained on."""
+    _, out = held_out(run.reader("real").ids(), run.config.reward.holdout)
+    checkpoint = run.checkpoints.open("reward", version)
+    task = ray.remote(_calibration).options(num_cpus=run.config.cluster.learner_cpus)
+    reference = task.remote(run.config.reward, checkpoint, run.store_folder("real"), out)
+    return answer(reference, run.config.cluster.stall_timeout_s)
+
+
+def _calibration(
+    config: RewardConfig, checkpoint: Checkpoint, store: Path, ids: list[str]
+) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model = load_reward(config, Path(checkpoint.uri), checkpoint.version)
+    episodes = ReplayStore.open(store)
+    labels = {i: label for i in ids if (label := episodes.label(i)) is not None}
+    clips = [episodes.clip(i, config.num_frames) for i in labels]
+    found = calibrate(model, clips, [label.success for label in labels.values()], ALPHAS)
+    source = next((label.source for label in labels.values()), "")
+    return asdict(found) | {"n": found.n, "label_source": source}
+
+
+def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float]]:
+    """D_syn+ of all iterations so far: P('yes') of every accepted trajectory, by task (Eq. 3)."""
+    store = run.reader("imagined")
+    found: dict[str, dict[str, float]] = {task: {} for task in run.tasks}
+    for name, verdict in store.verdicts(reward_version).items():
+        task = store.provenance(name).task
+        if verdict.accepted(run.config.for_task(task).alpha):
+            found[task][name] = verdict.p_yes
+    return found
+
+
+def improve(run: Context, iteration: int, versions: Versions, refused: list[str]) -> dict[str, Any]:
+    """Post-train the policy on successes of D_real and D_syn, without the refused tasks (Eq. 4)."""
+    tasks = [task for task in run.tasks if task not in refused]
+    store = run.reader("real")
+    real = [i for i in real_successes(store).ids if store.provenance(i).task in tasks]
+    imagined: dict[str, float] = {}
+    if run.config.method.kind == "vlaw":
+        by_task = accepted_ids(run, versions.reward)
+        imagined = {name: p for task in tasks for name, p in by_task[task].items()}
+    course = Course(
+        "policy",
+        iteration,
+        versions.policy,
+        {"real successes": len(real), "imagined successes": len(imagined)},
+    )
+    method = run.config.method
+    work = partial(
+        _policy,
+        run.config.policy,
+        (run.store_folder("real"), real),
+        (run.store_folder("imagined"), imagined),
+        (method.real_share, method.advantage_beta),
+    )
+    return learn(run, f"{iteration} train policy", course, work, run.config.policy.train)
+
+
+def control(run: Context, version: int, iterations: int) -> dict[str, Any]:
+    """The base policy, trained on demonstrations alone for all the loop's policy steps in one."""
+    return _clone(run, "train control", version, 0, replace_steps(run.config.policy, iterations))
+
+
+def clone_demonstrations(run: Context) -> dict[str, Any]:
+    """A base policy from fresh weights: behaviour cloning of the demonstrations."""
+    return _clone(run, "train base policy", 0, None, run.config.policy)
+
+
+def _clone(
+    run: Context, name: str, version: int, parent: int | None, config: PolicyConfig
+) -> dict[str, Any]:
+    demos = list(real_successes(run.reader("demos")).ids)
+    nothing = (run.store_folder("imagined"), {})
+    work = partial(_policy, config, (run.store_folder("demos"), demos), nothing, (0.5, 0.0))
+    course = Course("policy", version, parent, {"demonstrations": len(demos)})
+    return learn(run, name, course, work, config.train)
+
+
+def replace_steps(config: PolicyConfig, iterations: int) -> PolicyConfig:
+    """The same training, ``iterations`` times as long."""
+    longer = replace(config.train, steps=config.train.steps * iterations)
+    return replace(config, train=longer)
+
+
+def _policy(
+    config: PolicyConfig,
+    real: tuple[Path, list[str]],
+    imagined: tuple[Path, dict[str, float]],
+    balance: tuple[float, float],
+    places: Places,
+    on_step: OnStep,
+) -> TrainResult:
+    sources = PolicySources(
+        Selection(ReplayStore.open(real[0]), real[1]),
+        Selection(ReplayStore.open(imagined[0]), list(imagined[1])) if imagined[1] else None,
+        real_share=balance[0],
+        beta=balance[1],
+        score=dict.fromkeys(real[1], 1.0) | imagined[1],
+    )
+    return train_policy(config, sources, places.base, places.state, places.out, on_step)

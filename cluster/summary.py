@@ -1,0 +1,281 @@
+"""Gathers everything a run has measured into its report, and prints the results table."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from cluster.context import Context
+from cluster.vlaw import CONTROL_VERSION
+from contracts.constants import FRAME_HZ
+from replay.store import ReplayStore
+from services.report import write_report
+from services.report_data import (
+    Calibration,
+    Evaluation,
+    Film,
+    Imagined,
+    LossCurve,
+    Refusal,
+    ReplayQuality,
+    ReportData,
+    Scores,
+    Sheet,
+    StageTime,
+    Throughput,
+    Unavailable,
+    Version,
+)
+from services.statistics import wilson
+
+WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random weights would be no metric"
+FILMS_PER_TASK = 2
+SHEET_COLUMNS = 8
+
+
+def write(run: Context) -> Path:
+    """Write ``report.html`` and ``report.json``, print the table, and return the page's path."""
+    data = gather(run)
+    path = write_report(data, run.folder)
+    run.reporter.say("")
+    run.reporter.console.print(results_table(data))
+    run.reporter.say(f"{data.promise}\nreport: {path}")
+    run.reporter.event("report", path=str(path))
+    return path
+
+
+def gather(run: Context) -> ReportData:
+    """Read the stage manifests, the stores and the checkpoints; nothing is computed anew."""
+    iterations = range(1, run.config.method.iterations + 1)
+    return ReportData(
+        title=f"VLAW run {run.folder.name}: {run.config.method.kind}, {', '.join(run.tasks)}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=asdict(run.config),
+        evaluations=list(_evaluations(run)),
+        imagined=[row for i in iterations for row in _imagined(run, i)],
+        refusals=[row for i in iterations for row in _refusals(run, i)],
+        scores=[row for i in iterations for row in _scores(run, i)],
+        losses=list(_losses(run, list(iterations))),
+        replays=list(_replays(run, list(iterations))),
+        calibrations=[row for i in iterations for row in _calibrations(run, i)],
+        sheets=list(_sheets(run)),
+        films=list(_films(run)),
+        throughput=[row for i in iterations for row in _throughput(run, i)],
+        stages=_stage_times(run),
+        lineage=[_version(facts) for facts in run.checkpoints.lineage()],
+        unavailable=[Unavailable(name, WEIGHTS_NOT_FOUND) for name in ("LPIPS", "FID", "FVD")],
+        notes=list(_notes(run)),
+    )
+
+
+def _evaluations(run: Context) -> Iterator[Evaluation]:
+    kind, first = run.config.method.kind, run.config.evaluation.seed
+    names = ["base", *(f"{kind}-{i}" for i in range(1, run.config.method.iterations + 1)), "control"]
+    seeds = f"{first}..{first + run.config.evaluation.episodes - 1}"
+    for name in names:
+        counts = run.stages.result(f"evaluate {name}") or {}
+        for task in run.tasks:
+            found = counts.get(task)
+            if found is not None and "n" in found:
+                yield Evaluation(
+                    name, task, found["successes"], found["n"], seeds, control=name == "control"
+                )
+
+
+def _imagined(run: Context, i: int) -> Iterator[Imagined]:
+    counts = run.stages.result(f"{i} score") or {}
+    real = run.stages.result(f"{i} collect") or {}
+    for task, found in counts.items():
+        collected = real.get(task, {"successes": 0, "n": 0})
+        yield Imagined(
+            i,
+            task,
+            run.config.for_task(task).imagine,
+            found["accepted"],
+            found["rejected"],
+            found["scoring_error"],
+            collected["successes"],
+            collected["n"],
+        )
+
+
+def _refusals(run: Context, i: int) -> Iterator[Refusal]:
+    for task, reason in (run.stages.result(f"{i} refusals") or {}).items():
+        yield Refusal(i, "train policy", task, reason)
+    kept = run.stages.result(f"{i} reward refused")
+    if kept:
+        yield Refusal(i, "train reward", "all tasks", kept["reason"])
+
+
+def _scores(run: Context, i: int) -> Iterator[Scores]:
+    if run.stages.result(f"{i} score") is None:
+        return
+    version = reward_version(run, i)
+    real, imagined = run.reader("real"), run.reader("imagined")
+    on_real, on_imagined = real.verdicts(version), imagined.verdicts(version)
+    for task in run.tasks:
+        rows: dict[bool, list[float]] = {True: [], False: []}
+        for name, verdict in on_real.items():
+            label = real.label(name)
+            if label is not None and real.provenance(name).task == task and not verdict.error:
+                rows[label.success].append(verdict.p_yes)
+        dreamt = [
+            verdict.p_yes
+            for name, verdict in on_imagined.items()
+            if not verdict.error
+            and (imagined.provenance(name).task, imagined.provenance(name).iteration) == (task, i)
+        ]
+        alpha = run.config.for_task(task).alpha
+        yield Scores(i, task, alpha, _array(rows[True]), _array(rows[False]), _array(dreamt))
+
+
+def reward_version(run: Context, i: int) -> int:
+    """The reward model that judged iteration ``i``: the newest one trained until then."""
+    trained = [k for k in range(1, i + 1) if run.stages.result(f"{k} train reward") is not None]
+    return max(trained, default=0)
+
+
+def _array(values: list[float]) -> np.ndarray:
+    return np.asarray(values, np.float64)
+
+
+def _losses(run: Context, iterations: list[int]) -> Iterator[LossCurve]:
+    for learner in ("world_model", "reward", "policy"):
+        for i in iterations:
+            stage = f"{i} train {learner.replace('_', ' ')}"
+            yield from _curve(run, learner, f"iteration {i}", stage)
+    yield from _curve(run, "policy", "control", "train control")
+    yield from _curve(run, "policy", "base (cloned)", "base")
+
+
+def _curve(run: Context, learner: str, name: str, stage: str) -> Iterator[LossCurve]:
+    found = run.stages.result(stage) or {}
+    losses = found.get("cloned", found).get("losses", [])
+    if losses:
+        yield LossCurve(learner, name, _array(list(range(1, len(losses) + 1))), _array(losses))
+
+
+def _replays(run: Context, iterations: list[int]) -> Iterator[ReplayQuality]:
+    for i in (0, *iterations):
+        found = run.stages.result(f"{i} replay quality")
+        if found:
+            yield ReplayQuality(
+                "v0 (base)" if i == 0 else f"v{i}",
+                found["episodes"],
+                _array([float(k + 1) for k in range(len(found["psnr"]))]),
+                *(_array(found[key]) for key in ("psnr", "ssim", "copy_psnr", "copy_ssim")),
+            )
+
+
+def _calibrations(run: Context, i: int) -> Iterator[Calibration]:
+    found = run.stages.result(f"{i} calibration")
+    if found and found["n"]:
+        yield Calibration(
+            f"v{reward_version(run, i)}",
+            run.config.each_task.alpha,
+            _array(found["p_yes"]),
+            np.asarray(found["success"], bool),
+            found["label_source"],
+            found["mass"],
+        )
+
+
+def _throughput(run: Context, i: int) -> Iterator[Throughput]:
+    found = run.stages.result(f"{i} imagine")
+    if found and found["net_frames"]:
+        workers = sum(found["workers"].values())
+        yield Throughput(i, workers, found["net_frames"], found["trajectories"], found["seconds"])
+
+
+def _stage_times(run: Context) -> list[StageTime]:
+    seconds: dict[str, float] = {}
+    for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] == "end":  # a stage that was cut short and continued ends more than once
+            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + event["seconds"]
+    return [StageTime(name, value) for name, value in seconds.items()]
+
+
+def _version(facts: dict[str, Any]) -> Version:
+    lineage = facts["lineage"]
+    return Version(
+        facts["kind"],
+        facts["version"],
+        facts["checksum"],
+        lineage["parent"],
+        lineage["steps"],
+        lineage["data"],
+    )
+
+
+def _films(run: Context) -> Iterator[Film]:
+    """The likeliest imagined success and the likeliest failure of each task, beside the real start."""
+    imagined, real = run.reader("imagined"), run.reader("real")
+    verdicts = imagined.verdicts()
+    for task in run.tasks:
+        judged = sorted(
+            (v.p_yes, name)
+            for name, v in verdicts.items()
+            if not v.error and imagined.provenance(name).task == task
+        )
+        picks = [judged[-1], judged[0]] if len(judged) >= FILMS_PER_TASK else judged
+        for p_yes, name in picks:
+            dream = imagined.trajectory(name)
+            parent = real.trajectory(dream.provenance.parent)
+            caption = f"{task}: {name} (P('yes') {p_yes:.2f}), real: {parent.id} {outcome(real, parent.id)}"
+            yield Film(caption, dream.instruction, dream.frames, parent.frames, p_yes, FRAME_HZ)
+
+
+def outcome(store: ReplayStore, name: str) -> str:
+    """What the label source says of a stored episode."""
+    label = store.label(name)
+    return "unlabelled" if label is None else "success" if label.success else "failure"
+
+
+def _sheets(run: Context) -> Iterator[Sheet]:
+    """One real episode of each outcome per task, evenly spaced frames of all views."""
+    store = run.reader("real")
+    for task in run.tasks:
+        names = [i for i in store.ids() if store.provenance(i).task == task]
+        rows = {outcome(store, name): name for name in reversed(names)}
+        if rows:
+            picked = [store.clip(name, SHEET_COLUMNS).frames for name in rows.values()]
+            views = [frames[:, view] for frames in picked for view in range(3)]
+            labels = [f"{o} ({v})" for o in rows for v in ("exterior 1", "exterior 2", "wrist")]
+            yield Sheet(f"real rollouts: {task}", tuple(labels), np.stack(views))
+
+
+def _notes(run: Context) -> Iterator[str]:
+    if run.config.robot.kind == "recorded":
+        yield "robot=recorded: nothing moved, so no policy was evaluated on a robot."
+    if run.config.policy.kind == "embedded":
+        yield "Embedded models: small substitutes behind the protocols of pi0.5, Ctrl-World and Qwen3-VL."
+    skipped = (run.stages.result("1 collect") or {}).get("skipped", {})
+    for name, reason in skipped.items():
+        yield f"recording {name} was skipped: {reason}"
+
+
+def results_table(data: ReportData) -> Table:
+    """Success per task and policy with n and 95 % Wilson intervals."""
+    table = Table(title="success (n, 95 % Wilson interval)")
+    table.add_column("policy")
+    tasks = list(dict.fromkeys(row.task for row in data.evaluations))
+    for task in (*tasks, "all"):
+        table.add_column(task)
+    stages = list(dict.fromkeys(row.stage for row in data.evaluations))
+    for stage in stages:
+        rows = {row.task: row for row in data.evaluations if row.stage == stage}
+        cells = [_cell(rows[t].successes or 0, rows[t].n) if t in rows else "-" for t in tasks]
+        total = sum(row.successes or 0 for row in rows.values()), sum(row.n for row in rows.values())
+        table.add_row("control (same steps, demonstrations)" if stage == "control" else stage, *cells, _cell(*total))
+    return table
+
+
+def _cell(successes: int, n: int) -> str:
+    interval = wilson(successes, n)
+    return f"{successes}/{n} [{interval.low:.0%}, {interval.high:.0%}]" if n else "-"

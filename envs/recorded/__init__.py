@@ -1,0 +1,1 @@
+"""Episodes that somebody recorded before, read from disk as real data."""

@@ -1,0 +1,190 @@
+"""Trains the policy by flow matching on successes of D_real and D_syn (Eq. 4, 7)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from configs.policy import PolicyConfig
+from configs.training import TrainConfig
+from contracts.constants import NO_VERSION, NUM_JOINTS, TICKS_PER_FRAME
+from learners.loop import OnStep, TrainResult, shard, train
+from learners.selection import (
+    Episodes,
+    Selection,
+    Windows,
+    commit,
+    my_share,
+    save_weights,
+    step_rng,
+)
+from models.build import build_policy, load_policy
+from models.interfaces import PolicyBatch, TrainablePolicy
+
+STATISTICS_BATCH = 512  # windows that a fresh policy's normalisation is fitted on
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySources:
+    """What the policy learns from: real successes and, if there are any, accepted imagined ones.
+
+    With ``beta`` > 0 a trajectory weighs exp(A / beta); A is its entry in ``score`` (P('yes'), or
+    1 for a real success) minus the mean over its task.
+    """
+
+    real: Selection
+    imagined: Selection | None = None
+    real_share: float = 0.5  # of a batch, where both have trajectories
+    beta: float = 0.0
+    score: Mapping[str, float] = field(default_factory=dict)
+
+
+def advantage_weights(
+    score: Mapping[str, float], task: Mapping[str, str], beta: float
+) -> dict[str, float]:
+    """exp(A / beta) of Eq. 7 by trajectory, scaled to mean 1; 1 for all when ``beta`` is 0.
+
+    ``task`` names the task of each trajectory; A is its score minus its task's mean score.
+
+    Raises:
+        ValueError: a trajectory has no score.
+    """
+    if not beta:
+        return dict.fromkeys(task, 1.0)
+    unscored = sorted(task.keys() - score.keys())
+    if unscored:
+        raise ValueError(
+            f"method.advantage_beta={beta:g} needs a score of every trajectory, none of "
+            f"{', '.join(unscored[:3])} ({len(unscored)} in all). Score them or set it to 0"
+        )
+    names = sorted(task)
+    means = {
+        kind: np.mean([score[n] for n in names if task[n] == kind]) for kind in set(task.values())
+    }
+    advantage = np.array([score[n] - means[task[n]] for n in names])
+    # A common factor cancels in the scaling; the largest exponent 0 keeps exp finite.
+    raw = np.exp((advantage - advantage.max()) / beta)
+    return dict(zip(names, (raw / raw.mean()).tolist(), strict=True))
+
+
+def action_window(
+    actions: Float32[np.ndarray, "ticks 8"], tick: int, horizon: int
+) -> Float32[np.ndarray, "horizon 8"]:
+    """The ``horizon`` actions from ``tick`` on; past the end: zero velocity, the last gripper.
+
+    openpi repeats the last action instead, which teaches the arm to drift after the end.
+    """
+    rows = tick + np.arange(horizon)
+    window = actions[np.minimum(rows, len(actions) - 1)].copy()
+    window[rows >= len(actions), :NUM_JOINTS] = 0
+    return window
+
+
+class PolicyData:
+    """Batches of windows that begin at a frame. The batch of a step is a function of
+    (seed, step) and of which trajectories there are.
+
+    Raises:
+        ValueError: there is no trajectory at all.
+    """
+
+    def __init__(self, sources: PolicySources, horizon: int, config: TrainConfig) -> None:
+        self._horizon, self._config = horizon, config
+        selections = [sources.real] + ([sources.imagined] if sources.imagined else [])
+        parts = [Episodes(selection) for selection in selections]
+        shares = [sources.real_share, 1 - sources.real_share]
+        filled = [(p, s) for p, s in zip(parts, shares, strict=False) if len(p)]
+        if not filled:
+            raise ValueError(
+                "zero successful trajectories to train the policy on; collect more rollouts "
+                "(task.<name>.rollouts) or demonstrations (demos.per_task)"
+            )
+        self._parts = [part for part, _ in filled]
+        self._windows = [_with_an_action(part) for part in self._parts]
+        self._first_share = filled[0][1] if len(filled) == 2 else 1.0
+        task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
+        self._weight = advantage_weights(sources.score, task, sources.beta)
+
+    @property
+    def num_windows(self) -> int:
+        return sum(len(windows) for windows in self._windows)
+
+    def sample(self, step: int) -> PolicyBatch:
+        """This process's share of the batch of one step."""
+        picks = self._draw("policy", step, self._config.batch)
+        return self._batch(picks[my_share(self._config.batch)])
+
+    def statistics(self) -> PolicyBatch:
+        """A large batch for normalisation, equal in every process."""
+        return self._batch(self._draw("policy statistics", 0, STATISTICS_BATCH))
+
+    def _draw(self, stream: str, step: int, count: int) -> np.ndarray:
+        """(count, 3) rows of part, episode, frame in random order."""
+        rng = step_rng(self._config.seed, stream, step)
+        first = round(count * self._first_share)
+        drawn = []
+        for part, size in enumerate((first, count - first)[: len(self._parts)]):
+            windows = self._windows[part]
+            rows = windows[rng.integers(len(windows), size=size)]
+            drawn.append(np.concatenate([np.full((size, 1), part), rows], axis=1))
+        return rng.permutation(np.concatenate(drawn))
+
+    def _batch(self, picks: np.ndarray) -> PolicyBatch:
+        images: list[np.ndarray] = [np.empty(0)] * len(picks)
+        for part, episodes in enumerate(self._parts):
+            mine = np.flatnonzero(picks[:, 0] == part)
+            found = episodes.frames([(int(picks[i, 1]), [int(picks[i, 2])]) for i in mine])
+            for index, frame in zip(mine, found, strict=True):
+                images[index] = frame[0]
+        rows = [self._parts[part].rows[episode] for part, episode, _ in picks]
+        ticks = [TICKS_PER_FRAME * int(frame) for frame in picks[:, 2]]
+        pairs = list(zip(rows, ticks, strict=True))
+        return PolicyBatch(
+            images=np.stack(images),
+            joint_position=np.stack([row.joint_position[tick] for row, tick in pairs]),
+            gripper_position=np.stack([row.gripper_position[tick] for row, tick in pairs]),
+            instructions=[row.instruction for row in rows],
+            actions=np.stack([action_window(r.actions, tick, self._horizon) for r, tick in pairs]),
+            weight=np.array([self._weight[row.id] for row in rows], np.float32),
+        )
+
+
+def _with_an_action(episodes: Episodes) -> Windows:
+    """Windows that begin before the last tick: the last frame may show the very end."""
+    windows = episodes.windows(ahead=0)
+    ticks = np.array([row.num_ticks for row in episodes.rows])
+    return windows[windows[:, 1] * TICKS_PER_FRAME < ticks[windows[:, 0]]]
+
+
+def train_policy(
+    cfg: PolicyConfig,
+    sources: PolicySources,
+    base_folder: Path | None,
+    state_dir: Path,
+    out_folder: Path,
+    on_step: OnStep,
+) -> TrainResult:
+    """Train from the weights in ``base_folder`` (None: fresh ones) and write ``out_folder``.
+
+    Called again after a crash it continues at the last checkpoint in ``state_dir``.
+
+    Raises:
+        ValueError: there is nothing to train on, or the folders belong to something else.
+        DivergedError: the loss is not finite.
+    """
+    data = PolicyData(sources, cfg.horizon, cfg.train)
+    policy = _start(cfg, base_folder, data)
+    result = train(policy, data.sample, cfg.train, state_dir, on_step)
+    if shard()[0] == 0:
+        commit(save_weights(policy, out_folder), out_folder)
+    return result
+
+
+def _start(cfg: PolicyConfig, base_folder: Path | None, data: PolicyData) -> TrainablePolicy:
+    if base_folder is not None:
+        return load_policy(cfg, base_folder, NO_VERSION)
+    policy = build_policy(cfg, cfg.train.seed)
+    policy.fit_statistics(data.statistics())
+    return policy

@@ -1,0 +1,294 @@
+"""The report's sections on success, imagination and judgement. One function, one section."""
+
+from services.report_charts import histogram, intervals, shares
+from services.report_data import Calibration, Evaluation, Imagined, ReportData
+from services.report_html import (
+    DASH,
+    absent,
+    details,
+    duration,
+    figure,
+    grid,
+    number,
+    paragraph,
+    percent,
+    section,
+    table,
+    text,
+    tile,
+)
+from services.report_numbers import ALL_TASKS, ALPHAS, comparisons, pooled, stages, tasks
+from services.statistics import Confusion, auc, confusion, sweep, wilson
+
+SIGN = "+.1f"
+
+
+def summary(data: ReportData) -> str:
+    """The four numbers that a reader asks for first, and what they allow one to say."""
+    known = [row for row in pooled(data.evaluations) if row.successes is not None]
+    tiles = [_success_tile(row) for row in known]
+    if data.imagined:
+        accepted = sum(row.accepted for row in data.imagined)
+        scored = accepted + sum(row.rejected for row in data.imagined)
+        detail = f"{accepted} of {scored} scored" if scored else "nothing scored"
+        tiles.append(tile("Accepted imagined", percent(accepted / max(scored, 1)), detail))
+    if data.throughput:
+        last = data.throughput[-1]
+        detail = f"net frames/s, {last.workers} workers, iteration {last.iteration}"
+        tiles.append(tile("Imagination", number(last.frames_per_second), detail))
+    return section(
+        "summary",
+        "Summary",
+        grid(tiles, "tiles"),
+        _comparison_lines(data.evaluations),
+        _refusals(data),
+        paragraph(data.promise, "promise"),
+    )
+
+
+def _success_tile(row: Evaluation) -> str:
+    kind = "Same-steps control" if row.control else f"Success, {row.stage}"
+    between = f"{percent(row.interval.low)} to {percent(row.interval.high)}"
+    return tile(kind, percent(row.rate), f"{row.successes} of {row.n}; 95 %: {between}")
+
+
+def _comparison_lines(evaluations: list[Evaluation]) -> str:
+    found = comparisons(evaluations)
+    if not found:
+        return absent(
+            "No before/after comparison: fewer than two policies were evaluated on every task."
+        )
+    rows = [
+        [
+            f"{text(row.after)} against {text(row.before)}",
+            f"{100 * row.change:{SIGN}} points",
+            f"{100 * row.interval.low:{SIGN}} to {100 * row.interval.high:{SIGN}}",
+            f"{row.n[1]} and {row.n[0]}",
+            text(row.conclusion),
+        ]
+        for row in found
+    ]
+    headers = ("all tasks", "change", "95 % (Newcombe)", "n", "so it is")
+    note = ""
+    if not any(row.control for row in evaluations):
+        note = absent(
+            "The same-steps control was not evaluated: part of any change may be mere training."
+        )
+    return table(headers, rows) + note
+
+
+def _refusals(data: ReportData) -> str:
+    if not data.refusals:
+        return ""
+    rows = [[str(r.iteration), text(r.stage), text(r.task), text(r.reason)] for r in data.refusals]
+    return (
+        '<div class="refusals"><h3>Refused</h3>'
+        + table(("iteration", "step", "task", "reason"), rows)
+        + "</div>"
+    )
+
+
+def success(data: ReportData) -> str:
+    """Every policy on every task: n, seeds and interval beside each rate."""
+    if not data.evaluations:
+        return section(
+            "success", "Success on the robot", absent("Not run: no policy was evaluated.")
+        )
+    rows = _complete(data.evaluations)
+    names = tasks(rows)
+    shown = [*names, ALL_TASKS] if len(names) > 1 else names
+    everything = rows + (pooled(data.evaluations) if len(names) > 1 else [])
+    charts = [
+        figure(task, intervals([row for row in everything if row.task == task])) for task in shown
+    ]
+    body = table(
+        ("task", "policy", "successes", "n", "rate", "95 % (Wilson)", "seeds"),
+        [_success_cells(row) for row in everything],
+        [row.control for row in everything],
+    )
+    if not any(row.control for row in rows):
+        body += absent("Same-steps control: not evaluated (evaluation.control=true evaluates it).")
+    return section(
+        "success", "Success on the robot", grid(charts), body, paragraph(data.promise, "promise")
+    )
+
+
+def _complete(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """Rows by task, then stage; a missing pair is a row that says so."""
+    have = {(row.task, row.stage): row for row in evaluations}
+    control = {row.stage: row.control for row in evaluations}
+    return [
+        have.get((task, stage), Evaluation(stage, task, None, 0, control=control[stage]))
+        for task in tasks(evaluations)
+        for stage in stages(evaluations)
+    ]
+
+
+def _success_cells(row: Evaluation) -> list[str]:
+    name = text(row.stage) + (
+        " <small>same steps, demonstrations only</small>" if row.control else ""
+    )
+    if row.successes is None or not row.n:
+        return [text(row.task), name, "not evaluated", "0", DASH, DASH, text(row.seeds or DASH)]
+    between = f"{percent(row.interval.low)} to {percent(row.interval.high)}"
+    count = [str(row.successes), str(row.n), percent(row.rate), between, text(row.seeds or DASH)]
+    return [text(row.task), name, *count]
+
+
+def imagination(data: ReportData) -> str:
+    """Real success beside the accepted share, and what became of every trajectory."""
+    title = "Real beside imagined"
+    if not data.imagined:
+        return section("imagined", title, absent("Not run: nothing was imagined."))
+    headers = (
+        *("iteration", "task", "real success", "accepted share", "accepted", "rejected"),
+        *("scoring errors", "not scored", "of N"),
+    )
+    empty = [f"{r.task}, iteration {r.iteration}" for r in data.imagined if not r.accepted]
+    warning = (
+        paragraph(
+            f"No imagined success to learn from (D_syn+ is empty): {'; '.join(empty)}.", "warn"
+        )
+        if empty
+        else ""
+    )
+    return section(
+        "imagined",
+        title,
+        paragraph(
+            "An accepted share far above the real success rate means that the world model or the "
+            "reward model is optimistic. A scoring error counts as neither success nor failure."
+        ),
+        warning,
+        table(
+            headers, map(_imagined_cells, data.imagined), [not r.accepted for r in data.imagined]
+        ),
+    )
+
+
+def _imagined_cells(row: Imagined) -> list[str]:
+    found = wilson(row.real_successes, row.real_episodes)
+    real = (
+        f"{row.real_successes} of {row.real_episodes} "
+        f"<small>{percent(found.low)} to {percent(found.high)}</small>"
+        if row.real_episodes
+        else DASH
+    )
+    counts = (row.accepted, row.rejected, row.errors, row.missing)
+    names = ("accepted", "rejected", "scoring errors", "not scored")
+    bar = shares(
+        [(name, tone, count) for tone, (name, count) in enumerate(zip(names, counts, strict=True))]
+    )
+    cells = [str(row.iteration), text(row.task), real, percent(row.accepted_share) + bar]
+    return [*cells, *(number(count) for count in counts), number(row.requested)]
+
+
+def judgement(data: ReportData) -> str:
+    """Histograms of P('yes'), and the reward model on labels it has not seen."""
+    charts = [figure(f"{s.task}, iteration {s.iteration}", histogram(s)) for s in data.scores]
+    body = (
+        paragraph(
+            "Imagined scores that lie far from both real rows mean that the reward model sees "
+            "pictures unlike those it was trained on."
+        )
+        + grid(charts)
+        if charts
+        else absent("No scores: the reward model judged nothing in this run.")
+    )
+    parts = [_calibration(row) for row in data.calibrations]
+    parts = parts or [absent("Not calibrated: no labelled episodes were held out.")]
+    return section("reward", "Reward model", body, "<h3>Held-out labels</h3>", *parts)
+
+
+def _calibration(row: Calibration) -> str:
+    n, positives = len(row.success), int(row.success.sum())
+    area = number(auc(row.p_yes, row.success))
+    words = (
+        f"Reward {row.version}: {n} held-out episodes ({positives} successes; labels: "
+        f"{row.label_source}). Area under the ROC curve {area}. "
+        f"P('yes') + P('no') is {number(row.mean_mass)} on average."
+    )
+    if not n:
+        return absent(f"Reward {row.version}: no labelled episodes were held out.")
+    at = confusion(row.p_yes, row.success, row.alpha)
+    swept = [_sweep_cells(one) for one in sweep(row.p_yes, row.success, ALPHAS)]
+    headers = ("alpha", "TP", "FP", "FN", "TN", "precision", "recall", "false positive rate")
+    return (
+        paragraph(words)
+        + _matrix(at)
+        + details(
+            "Threshold sweep",
+            table(headers, swept, [abs(a - row.alpha) < 1e-9 for a in ALPHAS]),
+        )
+    )
+
+
+def _matrix(at: Confusion) -> str:
+    worst = wilson(at.false_positive, at.false_positive + at.true_negative)
+    head = (f"alpha = {at.alpha:g}", "accepted", "rejected", "rate")
+    good = f"recall {percent(at.recall)}"
+    bad = f"false positives {percent(at.false_positive_rate)}, at most {percent(worst.high)} (95 %)"
+    return table(
+        head,
+        [
+            ["label: success", str(at.true_positive), str(at.false_negative), good],
+            ["label: failure", str(at.false_positive), str(at.true_negative), bad],
+        ],
+    )
+
+
+def _sweep_cells(one: Confusion) -> list[str]:
+    counts = (one.true_positive, one.false_positive, one.false_negative, one.true_negative)
+    rates = (one.precision, one.recall, one.false_positive_rate)
+    return [f"{one.alpha:.2f}", *map(str, counts), *map(percent, rates)]
+
+
+def throughput(data: ReportData) -> str:
+    """Imagination in net frames, and where the time went."""
+    title = "Throughput"
+    body = absent("Not measured: nothing was imagined.")
+    if data.throughput:
+        headers = (
+            "iteration",
+            "workers",
+            "net frames",
+            "trajectories",
+            "time",
+            "net frames/s",
+            "trajectories/hour",
+        )
+        body = paragraph(
+            "Net frames are new time steps of all three views; known frames do not count."
+        )
+        body += table(
+            headers,
+            [
+                [
+                    *(str(r.iteration), str(r.workers), number(r.net_frames)),
+                    *(number(r.trajectories), duration(r.seconds)),
+                    *(number(r.frames_per_second), number(r.trajectories_per_hour)),
+                ]
+                for r in data.throughput
+            ],
+        )
+    return section("throughput", title, body, _stage_times(data))
+
+
+def _stage_times(data: ReportData) -> str:
+    if not data.stages:
+        return ""
+    longest = max(*(stage.seconds for stage in data.stages), 1e-9)
+    rows = [
+        [
+            text(stage.stage),
+            duration(stage.seconds),
+            _share_bar(stage.seconds / longest),
+        ]
+        for stage in data.stages
+    ]
+    total = duration(sum(stage.seconds for stage in data.stages))
+    return f"<h3>Stages, {total} in all</h3>" + table(("stage", "time", ""), rows)
+
+
+def _share_bar(share: float) -> str:
+    return f'<div class="bar"><i class="b0" style="flex:0 0 {100 * share:.1f}%"></i></div>'
