@@ -13,6 +13,10 @@ from contracts.protocols import Policy, PoseAdapter, TrajectoryWriter, WorkQueue
 from contracts.seeds import fold
 from contracts.types import ActionChunk, Observation, Provenance, RobotState, Trajectory, WorkItem
 
+ADAPTER_TICKS = (
+    15  # Ctrl-World's adapter is an MLP over 15 velocities; later ones are never executed
+)
+
 Kinematics = Callable[[Float[np.ndarray, "*batch 7"]], Float[np.ndarray, "*batch 6"]]
 Clock = Callable[[], float]
 
@@ -161,7 +165,7 @@ class ImaginationWorker:
         joints, gripper = self._models.adapter.predict(
             np.stack([d.joints[-1][-1] for d in dreams]),
             np.asarray([d.gripper[-1][-1] for d in dreams], np.float32),
-            actions,
+            actions[:, :ADAPTER_TICKS],
         )
         joints, gripper = joints[:, :TICKS_PER_CHUNK], gripper[:, :TICKS_PER_CHUNK]
         cartesian = self._poses(joints)

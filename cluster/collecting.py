@@ -13,6 +13,7 @@ from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotP
 from configs.run import RunConfig
 from contracts.seeds import fold
 from contracts.types import Checkpoint
+from envs.recorded.robot import RecordedRobot
 from services.progress import Bar
 from services.serving import PolicyServer
 
@@ -23,7 +24,7 @@ def demonstrations(run: Context) -> dict[str, Any]:
     """Fill ``demos``: scripted in simulation, or recorded episodes (D_DROID of Eq. 2)."""
     config = run.config
     if config.demos.path:
-        return _import(run, "demos", Path(config.demos.path), None)
+        return _import(run, "demos", Path(config.demos.path), "")
     if config.robot.kind == "recorded":
         return _import(run, "demos", Path(config.robot.path), "train")
     wanted = [
@@ -96,7 +97,8 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
     config = run.config
     if config.robot.kind == "recorded":
         # Recordings cannot answer a new policy. What was held out judges the world model.
-        _import(run, "evaluation", Path(config.robot.path), "val")
+        if (Path(config.robot.path) / "annotation" / "val").is_dir():
+            _import(run, "evaluation", Path(config.robot.path), "val")
         return {}
     requests = [
         EpisodeRequest(
@@ -114,20 +116,18 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
     return roll_out(run, f"evaluate {name}", checkpoint, requests, "evaluation")
 
 
-def _import(run: Context, store: str, folder: Path, split: str | None) -> dict[str, Any]:
+def _import(run: Context, store: str, folder: Path, split: str) -> dict[str, Any]:
     """Store recorded episodes; say which could not be read and why."""
-    height, width = run.frame_size
-    episodes, skipped = read_episodes(folder, height, width, split)
+    robot = RecordedRobot(folder, *run.frame_size, split)
     writer, ids = run.writer(store), []
-    with run.reporter.stage(f"read recordings ({store})", len(episodes), "episodes") as bar:
-        for read in episodes:
-            trajectory, label = read()
+    with run.reporter.stage(f"read recordings ({store})", len(robot), "episodes") as bar:
+        for trajectory, label in robot.episodes():
             writer.add(trajectory, label)
             ids.append(trajectory.id)
             bar.advance()
-    for name, reason in skipped:
-        run.reporter.say(f"  skipped {name}: {reason}")
-    return _outcomes(run, store, ids) | {"skipped": dict(skipped)}
+    for skipped in robot.skipped:
+        run.reporter.say(f"  skipped {skipped.episode}: {skipped.reason}")
+    return _outcomes(run, store, ids) | {"skipped": {s.episode: s.reason for s in robot.skipped}}
 
 
 def roll_out(

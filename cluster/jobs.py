@@ -14,10 +14,12 @@ from services.replay import ReplayService
 from cluster import pretrain, summary
 from cluster.checkpoints import CheckpointFolder, base_folder
 from cluster.context import STORES, Context
+from cluster.handles import answer
 from cluster.placement import describe, place, processes
 from cluster.session import local_nodes, placed, session
 from cluster.vlaw import algorithm_1
 from configs.run import RunConfig
+from envs.recorded.robot import RecordedRobot
 from services.estimate import estimate
 from services.progress import Reporter
 from services.stages import Stages, read_json, write_json
@@ -51,9 +53,8 @@ def run_job(config: RunConfig, cwd: Path) -> None:
 def task_names(config: RunConfig) -> list[str]:
     """The tasks of a run: configured ones, or the instructions of the recordings."""
     if config.robot.kind == "recorded":
-        from envs.recorded.reader import tasks  # noqa: PLC0415 - av is needed for recordings only
-
-        return sorted(tasks(Path(config.robot.path)))
+        robot = RecordedRobot(config.robot.path, config.robot.height, config.robot.width)
+        return sorted(robot.tasks())
     return list(config.task)
 
 
@@ -135,6 +136,7 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
             .remote(stores)
         )
+        answer(replay.counts.remote())  # the stores exist from here on
         stages = Stages(folder / "stages")
         yield Context(
             config,

@@ -142,7 +142,7 @@ def _replay_quality(
     ids: list[str],
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
-    model = load_world_model(config, size, Path(checkpoint.uri), checkpoint.version)
+    model = load_world_model(config, Path(checkpoint.uri), checkpoint.version, size)
     episodes = ReplayStore.open(store)
     known = [episodes.trajectory(i) for i in ids if episodes.num_frames(i) > 4]
     return asdict(evaluate_replay(model, known, config.replay_chunks)) if known else {}

@@ -82,6 +82,6 @@ def _load(run: Context, kind: Kind, folder: Path) -> EmbeddedPolicy | EmbeddedWo
         case "policy":
             return EmbeddedPolicy.load(config.policy, folder, 0)
         case "world_model":
-            return EmbeddedWorldModel.load(config.world_model, run.frame_size, folder, 0)
+            return EmbeddedWorldModel.load(config.world_model, folder, 0)
         case "reward":
             return EmbeddedReward.load(config.reward, folder, 0)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
-from models.adapter import load_adapter
 
 from actors.imagination import ImaginationSettings, ImaginationStats, ImaginationWorker, Models
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
@@ -15,7 +14,7 @@ from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter
 from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
 from envs.mujoco.experts import demonstrate
-from models.build import load_policy, load_reward, load_world_model
+from models.build import load_adapter, load_policy, load_reward, load_world_model
 from models.kinematics import flange_pose
 from services.scoring import RewardScorer
 
@@ -70,9 +69,9 @@ class ImaginationProcess:
             Models(
                 policy=load_policy(config.policy, Path(policy.uri), policy.version),
                 world_model=load_world_model(
-                    config.world_model, frame_size, folder, world_model.version
+                    config.world_model, folder, world_model.version, frame_size
                 ),
-                adapter=load_adapter(folder),
+                adapter=load_adapter(config.world_model, folder),
                 kinematics=flange_pose,
             ),
             ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),

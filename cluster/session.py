@@ -1,6 +1,7 @@
 """Starts or joins a Ray cluster, and asks it what it has."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ def session(run: RunConfig) -> Iterator[None]:
         ValueError: no cluster answers at ``cluster.address``.
     """
     # A metrics agent that reports to nobody, and a warning that CUDA variables stay as they are.
+    # Lance warns at every fork; Ray's own forks exec at once, and its workers are fresh processes.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ class TrainResult:
     losses: tuple[float, ...]
     resumed_from: int  # steps found in the state folder
     seconds: float  # of this call
+    numbers: Mapping[str, float] = field(default_factory=dict)  # what else a learner measured
 
     @property
     def steps(self) -> int:

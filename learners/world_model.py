@@ -1,7 +1,7 @@
 """Trains the world model on D_real and D_DROID (Eq. 1, 2) and measures it on recorded poses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from contracts.constants import FRAME_HZ, NEW_FRAMES, NO_VERSION
 from contracts.protocols import WorldModel
 from contracts.seeds import fold
 from contracts.types import StartState, Trajectory
-
+from learners.adapter import fit_adapter
 from learners.loop import OnStep, TrainResult, shard, train
 from learners.selection import Episodes, Selection, commit, my_share, save_weights, step_rng
 from models.build import build_world_model, load_world_model
@@ -140,7 +140,7 @@ def train_world_model(
     on_step: OnStep,
 ) -> TrainResult:
     """Train from the weights in ``base_folder`` (None: fresh ones), fit the pose adapter to D_real
-    and write both to ``out_folder``.
+    unless Ctrl-World's is used, and write both to ``out_folder``.
 
     Called again after a crash it continues at the last checkpoint in ``state_dir``.
 
@@ -158,9 +158,23 @@ def train_world_model(
     result = train(model, data.sample, cfg.train, state_dir, on_step)
     if shard()[0] == 0:
         partial = save_weights(model, out_folder)
-        fit_adapter(cfg, sources.real, base_folder).save(partial)
+        if cfg.adapter == "fitted":
+            result = replace(result, numbers=_save_adapter(sources, partial))
         commit(partial, out_folder)
     return result
+
+
+def _save_adapter(sources: WorldModelSources, folder: Path) -> dict[str, float]:
+    """Fit the adapter beside the weights; how far off the flange is after 4, 8 and 12 ticks."""
+    selections = [sources.real] + ([sources.droid] if sources.droid else [])
+    adapter, errors = fit_adapter(selections)
+    adapter.save(folder)
+    own, still = (
+        dict(zip(errors.ticks, e, strict=True)) for e in (errors.adapter, errors.no_motion)
+    )
+    return {f"adapter mm at {tick} ticks": mm for tick, mm in own.items()} | {
+        f"no motion mm at {tick} ticks": mm for tick, mm in still.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
 from configs.world_model import WorldModelConfig
+from contracts.protocols import PoseAdapter
+from models.adapter import FittedAdapter, ShippedAdapter
 from models.interfaces import TrainablePolicy, TrainableReward, TrainableWorldModel
 
 
@@ -89,3 +91,14 @@ def build_reward(cfg: RewardConfig, seed: int) -> TrainableReward:
 def load_reward(cfg: RewardConfig, folder: Path, version: int) -> TrainableReward:
     """The reward model stored in ``folder``. Raises ValueError where it does not fit."""
     return _reward_class(cfg.kind).load(cfg, folder, version)
+
+
+def load_adapter(cfg: WorldModelConfig, folder: Path) -> PoseAdapter:
+    """The adapter fitted and saved into ``folder``, or Ctrl-World's where the config says so.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if cfg.adapter == "shipped":
+        return ShippedAdapter(Path(cfg.adapter_path))
+    return FittedAdapter.load(folder)

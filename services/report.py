@@ -44,9 +44,9 @@ def write_report(data: ReportData, folder: Path) -> Path:
     return path
 
 
-def page(data: ReportData) -> str:
-    """The whole page as text."""
-    budget = Budget(MEDIA_BYTES)
+def page(data: ReportData, media_bytes: int = MEDIA_BYTES) -> str:
+    """The whole page as text, with at most ``media_bytes`` of films and pictures."""
+    budget = Budget(media_bytes)
     parts = [
         summary(data),
         success(data),

@@ -9,9 +9,9 @@ import numpy as np
 from services.report_data import Evaluation, Scores
 from services.report_html import number, percent, text
 
-WIDTH = 440.0
-HEIGHT = 250.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 12.0, 12.0, 38.0
+WIDTH = 350.0  # of the viewBox: text of 11 units stays readable on a phone
+HEIGHT = 220.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 10.0, 40.0
 MAX_POINTS = 300  # of one line: more cannot be seen
 BINS = 20
 
@@ -161,15 +161,15 @@ def legend(series: Sequence[Series]) -> str:
 
 
 def histogram(scores: Scores) -> str:
-    """Three rows of bars over P('yes') in [0, 1], each in shares of its own count; alpha marked."""
+    """Three rows of bars over P('yes') in [0, 1], each scaled to its own highest; alpha marked."""
     rows = [
         ("real, success", 0, scores.real_success),
         ("real, failure", 1, scores.real_failure),
         ("imagined", 2, scores.imagined),
     ]
-    tall = 62.0
+    tall = 54.0
     x = Scale(0.0, 1.0, 14.0, WIDTH - 14.0)
-    height = TOP + 3 * (tall + 24) + BOTTOM - 8
+    height = TOP + 3 * (tall + 24) + BOTTOM - 4
     parts = []
     for index, (name, tone, values) in enumerate(rows):
         base = TOP + (index + 1) * (tall + 24)
@@ -178,7 +178,7 @@ def histogram(scores: Scores) -> str:
     bottom = TOP + 3 * (tall + 24)
     parts.append(_line(x(scores.alpha), TOP + 20, x(scores.alpha), bottom, "alpha"))
     parts += [_text(x(m), bottom + 15, number(m)) for m in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    label = f"P('yes'), 20 bins; dashed: alpha = {scores.alpha:g}"
+    label = f"P('yes'); dashed: alpha = {scores.alpha:g}"
     parts.append(_text(WIDTH / 2, height - 3, label, kind="label"))
     return _svg("".join(parts), f"histograms of P(yes), {scores.task}", height)
 
@@ -208,7 +208,7 @@ def _bars(values: np.ndarray, tone: int, x: Scale, base_tall: tuple[float, float
 
 def intervals(rows: Sequence[Evaluation]) -> str:
     """Success rates with their 95 % Wilson intervals on one axis from 0 to 100 %."""
-    step, left = 30.0, 120.0
+    step, left = 30.0, 92.0
     x = Scale(0.0, 1.0, left, WIDTH - 20)
     bottom = TOP + step * len(rows) + 4
     parts = []

@@ -60,7 +60,7 @@ class Imagined:
     @property
     def missing(self) -> int:
         """Requested but never imagined or scored."""
-        return self.requested - self.accepted - self.rejected - self.errors
+        return self.requested - self.accepted - self.rejected
 
     @property
     def accepted_share(self) -> float:
@@ -114,6 +114,7 @@ class ReplayQuality:
     ssim: Float[np.ndarray, " n"]
     copy_psnr: Float[np.ndarray, " n"]
     copy_ssim: Float[np.ndarray, " n"]
+    which: str = ""  # episodes, as in "evaluation seeds 1000000..1000007"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,10 @@ def number(value: float | int, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
+def fixed(value: float | int, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if math.isfinite(value) else DASH
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else DASH
 

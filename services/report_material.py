@@ -12,6 +12,7 @@ from services.report_html import (
     absent,
     details,
     figure,
+    fixed,
     grid,
     number,
     paragraph,
@@ -38,11 +39,21 @@ def world_model(data: ReportData) -> str:
             "Recorded actions replayed from real first frames. A world model below the dashed line "
             "is worse than a still picture."
         )
-        headers = ("world model", "episodes", "seconds ahead", "PSNR", "copy", "SSIM", "copy")
+        headers = (
+            "world model",
+            "episodes",
+            "which",
+            "seconds ahead",
+            "PSNR [dB]",
+            "copy",
+            "SSIM",
+            "copy",
+        )
         body += grid(charts) + table(
             headers, [cells for row in rows for cells in _replay_cells(row)]
         )
-    return section("world-model", "World model", body, _unavailable(data))
+    promise = paragraph(data.promise, "promise") if len(rows) > 1 else ""
+    return section("world-model", "World model", body, promise, _unavailable(data))
 
 
 def _replay_series(rows: list[ReplayQuality], name: str) -> list[Series]:
@@ -61,9 +72,10 @@ def _replay_cells(row: ReplayQuality) -> list[list[str]]:
         [
             text(row.version),
             str(row.episodes),
+            text(row.which or DASH),
             number(seconds),
-            *(f"{number(value, 4)} dB" for value in (psnr, copy_psnr)),
-            *(number(value) for value in (ssim, copy_ssim)),
+            *(fixed(value, 1) for value in (psnr, copy_psnr)),
+            *(fixed(value, 3) for value in (ssim, copy_ssim)),
         ]
         for seconds, psnr, copy_psnr, ssim, copy_ssim in zip(*columns, strict=True)
     ]
@@ -73,7 +85,7 @@ def _unavailable(data: ReportData) -> str:
     if not data.unavailable:
         return ""
     rows = [[text(one.name), f"unavailable: {text(one.reason)}"] for one in data.unavailable]
-    return "<h3>Metrics that this run could not have</h3>" + table(("metric", ""), rows)
+    return "<h3>Metrics that this run could not have</h3>" + table(("metric", "why not"), rows)
 
 
 def films(data: ReportData, budget: Budget) -> str:

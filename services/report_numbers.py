@@ -38,8 +38,13 @@ def pooled(evaluations: list[Evaluation]) -> list[Evaluation]:
         whole = set(counts) == every and bool(every)
         total = sum(counts.values()) if whole else None
         n = sum(row.n for row in own) if whole else 0
-        rows.append(Evaluation(stage, ALL_TASKS, total, n, control=own[0].control))
+        seeds = _together(row.seeds for row in own) if whole else ""
+        rows.append(Evaluation(stage, ALL_TASKS, total, n, seeds, own[0].control))
     return rows
+
+
+def _together(seeds: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(one for one in seeds if one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ class Comparison:
     change: float
     interval: Interval
     n: tuple[int, int]
+    seeds: str
 
     @property
     def conclusion(self) -> str:
@@ -75,7 +81,10 @@ def comparisons(evaluations: list[Evaluation]) -> list[Comparison]:
 def _compare(before: Evaluation, after: Evaluation) -> Comparison:
     a, b = (before.successes or 0, before.n), (after.successes or 0, after.n)
     change = after.rate - before.rate
-    return Comparison(before.stage, after.stage, change, difference(a, b), (before.n, after.n))
+    seeds = _together((before.seeds, after.seeds))
+    return Comparison(
+        before.stage, after.stage, change, difference(a, b), (before.n, after.n), seeds
+    )
 
 
 def _confusion(row: Confusion) -> dict[str, Any]:

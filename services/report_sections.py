@@ -64,11 +64,12 @@ def _comparison_lines(evaluations: list[Evaluation]) -> str:
             f"{100 * row.change:{SIGN}} points",
             f"{100 * row.interval.low:{SIGN}} to {100 * row.interval.high:{SIGN}}",
             f"{row.n[1]} and {row.n[0]}",
+            text(row.seeds or DASH),
             text(row.conclusion),
         ]
         for row in found
     ]
-    headers = ("all tasks", "change", "95 % (Newcombe)", "n", "so it is")
+    headers = ("all tasks", "change", "95 % (Newcombe)", "n", "seeds", "conclusion")
     note = ""
     if not any(row.control for row in evaluations):
         note = absent(
@@ -188,8 +189,8 @@ def judgement(data: ReportData) -> str:
     charts = [figure(f"{s.task}, iteration {s.iteration}", histogram(s)) for s in data.scores]
     body = (
         paragraph(
-            "Imagined scores that lie far from both real rows mean that the reward model sees "
-            "pictures unlike those it was trained on."
+            "Each row of bars is scaled to its own highest. Imagined scores that lie far from both "
+            "real rows mean that the reward model sees pictures unlike those it was trained on."
         )
         + grid(charts)
         if charts

@@ -1,5 +1,7 @@
 """A whiteboard whose ink is an image: strokes, erasing, and the texture that shows it."""
 
+from itertools import pairwise
+
 import mujoco
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -19,6 +21,7 @@ INK = {
     "black": (20, 20, 22),
 }
 
+Pixels = UInt8[np.ndarray, "rows columns 3"]
 Points = Float[np.ndarray, "points 2"]
 
 
@@ -29,9 +32,7 @@ class Canvas:
     """
 
     def __init__(self) -> None:
-        self.pixels: UInt8[np.ndarray, "rows columns 3"] = np.full(
-            (ROWS, COLUMNS, 3), BLANK, np.uint8
-        )
+        self.pixels: Pixels = np.full((ROWS, COLUMNS, 3), BLANK, np.uint8)
         self.ink: Bool[np.ndarray, "rows columns"] = np.zeros((ROWS, COLUMNS), bool)
 
     def clean(self) -> None:
@@ -46,7 +47,7 @@ class Canvas:
     def stroke(self, points: Points, radius: float, colour: tuple[int, int, int]) -> None:
         """Mark every texel whose centre lies within ``radius`` m of a straight line between
         successive ``points`` (m, base frame). What falls beside the board is lost."""
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             low, high = np.minimum(start, end) - radius, np.maximum(start, end) + radius
             window, centres = _window(low, high)
             along = end - start

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from envs.mujoco import canvas
-from envs.mujoco.canvas import Canvas
-from envs.mujoco.experts import Motion, go, hold, tool_position
+from envs.mujoco.canvas import Canvas, Pixels
+from envs.mujoco.experts import Motion, go, tool_position
 from envs.mujoco.sim import Simulation
 from envs.mujoco.task import Cartesian, Task
 
@@ -21,12 +21,14 @@ HOLDER_WALL, HOLDER_HEIGHT = 0.004, 0.030  # m
 START = (0.46, 0.225)  # m, middle of the area in which the holder stands
 START_SPREAD = (0.03, 0.012)
 INK_REACH = 0.0025  # m above the board at which the tip still leaves ink
-LINE_RADIUS = 0.0045  # m
+LINE_RADIUS = 0.006  # m
 SPACING = 0.001  # m between recorded points of the line
 RADII = (0.025, 0.13)  # m, of a circle that counts
 ROUGHNESS = 0.10  # largest radial rms, in radii
 ANGLE_BINS, COVERAGE = 72, 0.93
 FEWEST_POINTS = 20
+UP = np.array([0.0, 0.0, 1.0])
+PRESS = 0.002  # m below the board that the expert aims at while it draws; more tilts the marker
 SHOWN_GROUP, HIDDEN_GROUP = 1, 4  # geom groups that cameras see and do not see
 COLOURS = ("red", "blue", "green")  # of the ink, one for each instruction
 
@@ -73,7 +75,7 @@ class Draw(Task):
 
     def __init__(self) -> None:
         self.board = Canvas()
-        self.canvas = self.board.pixels
+        self.canvas: Pixels | None = self.board.pixels
         self.line: list[Float64[np.ndarray, " 2"]] = []  # points of the line, in m
         self._last: Float64[np.ndarray, " 2"] | None = None  # the tip, while it writes
         self._centre = np.zeros(2)  # of the circle that the expert draws
@@ -125,20 +127,20 @@ class Draw(Task):
 
     def expert(self, sim: Simulation) -> Iterator[Cartesian]:
         """Take the marker out of its holder, set it down on the board and go round once."""
-        grip = sim.body_position(MARKER) + [0.0, 0.0, 0.022]
-        yield from go(sim, grip + [0, 0, 0.06], 0.5, Motion(tolerance=0.012, gain=1.6))
-        yield from go(sim, grip, 0.5, Motion(tolerance=0.005, gain=1.6))
-        yield from hold(1.0, 8)
-        yield from go(sim, grip + [0, 0, 0.055], 1.0, Motion(tolerance=0.02, gain=1.6))
+        grip = sim.body_position(MARKER) + 0.022 * UP
+        yield from go(sim, grip + 0.06 * UP, 0.5, Motion(tolerance=0.012, gain=1.6))
+        yield from go(sim, grip, 0.5, Motion(0.006))
+        yield from go(sim, grip, 1.0, Motion(0.0, 8))
+        yield from go(sim, grip + 0.055 * UP, 1.0, Motion(tolerance=0.02, gain=1.6))
         yield from go(sim, lambda: self._tool_for(sim, 0.0, 0.03), 1.0, Motion(0.012, gain=1.6))
         yield from go(sim, lambda: self._tool_for(sim, 0.0, 0.0), 1.0, Motion(0.004, 12, gain=1.6))
-        for angle in np.linspace(0.0, 2 * np.pi + 0.5, 42):
-            target = self._tool_for(sim, float(angle), -0.002)
+        for angle in np.linspace(0.0, 2 * np.pi + 0.5, 36):
+            target = self._tool_for(sim, float(angle), -PRESS)
             yield from go(sim, target, 1.0, Motion(0.0, 1, gain=2.0))
         yield from go(sim, lambda: self._tool_for(sim, 0.5, 0.06), 1.0, Motion(0.02, 10, gain=1.6))
 
     def _tool_for(self, sim: Simulation, angle: float, height: float) -> Float64[np.ndarray, " 3"]:
-        """Tool point that brings the tip to an angle of the circle, ``height`` m above the board."""
+        """Tool point that brings the tip to an angle of the circle, at a height above the board."""
         tip = np.append(
             self._centre + self._radius * np.array([np.cos(angle), np.sin(angle)]),
             canvas.TOP + height,

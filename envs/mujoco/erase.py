@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from envs.mujoco import canvas
-from envs.mujoco.canvas import Canvas
+from envs.mujoco.canvas import Canvas, Pixels
 from envs.mujoco.experts import Motion, go, hold
 from envs.mujoco.sim import Simulation
 from envs.mujoco.task import Cartesian, Task
@@ -17,9 +17,10 @@ TISSUE_HALF = (0.034, 0.021, 0.017)  # m
 START = (0.46, 0.215)  # m, middle of the area in which the tissue starts
 START_SPREAD = (0.04, 0.012)
 LEFT_OVER = 0.05  # share of the ink that may remain
-STROKE_RADIUS = 0.0055  # m
+STROKE_RADIUS = 0.0075  # m
 GRIP_HEIGHT = 0.022  # m, of the tool point above the table when it grasps
 PRESS = 0.008  # m below the board that the expert aims at while it sweeps
+UP = np.array([0.0, 0.0, 1.0])
 COLOURS = ("red", "blue", "black")  # of the marks, one for each instruction
 
 
@@ -45,7 +46,7 @@ class Erase(Task):
 
     def __init__(self) -> None:
         self.board = Canvas()
-        self.canvas = self.board.pixels
+        self.canvas: Pixels | None = self.board.pixels
         self.initial = 0  # texels of ink at the start
 
     def build(self, spec: mujoco.MjSpec) -> None:
@@ -83,20 +84,19 @@ class Erase(Task):
         """Grasp the tissue from above and sweep it along the marks until they are gone."""
         tissue = sim.body_position(TISSUE)
         tissue[2] = GRIP_HEIGHT
-        above = np.array([0.0, 0.0, 0.05])
-        yield from go(sim, tissue + above, 0.25, Motion(tolerance=0.012, gain=1.6))
+        yield from go(sim, tissue + 0.05 * UP, 0.25, Motion(tolerance=0.012, gain=1.6))
         yield from go(sim, tissue, 0.25, Motion(tolerance=0.005, gain=1.6))
         yield from hold(1.0, 8)
-        yield from go(sim, tissue + 0.7 * above, 1.0, Motion(tolerance=0.015, gain=1.6))
+        yield from go(sim, tissue + 0.035 * UP, 1.0, Motion(tolerance=0.015, gain=1.6))
         path = self._sweep()
         height = GRIP_HEIGHT + canvas.TOP - PRESS
-        yield from go(sim, path[0] + [0, 0, height + 0.02], 1.0, Motion(0.014, gain=1.6))
+        yield from go(sim, path[0] + (height + 0.02) * UP, 1.0, Motion(0.014, gain=1.6))
         for round_trip in range(4):
             for point in path if round_trip % 2 == 0 else path[::-1]:
-                yield from go(sim, point + [0, 0, height], 1.0, Motion(0.013, 10, gain=1.6))
+                yield from go(sim, point + height * UP, 1.0, Motion(0.013, 10, gain=1.6))
             if self.success(sim):
                 break
-        yield from go(sim, path[-1] + [0, 0, height + 0.06], 1.0, Motion(0.02, 10, gain=1.6))
+        yield from go(sim, path[-1] + (height + 0.06) * UP, 1.0, Motion(0.02, 10, gain=1.6))
 
     def _sweep(self) -> Float[np.ndarray, "points 3"]:
         """Points above the marks, from large to small y, one every 2 cm or so."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -68,6 +68,7 @@ def hold(gripper: float, ticks: int) -> Iterator[Cartesian]:
         yield np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, gripper])
 
 
+@runtime_checkable
 class Script(Protocol):
     """The part of a task that a demonstration needs."""
 
@@ -77,14 +78,11 @@ class Script(Protocol):
     def expert(self, sim: Simulation) -> Iterator[Cartesian]: ...
 
 
+@runtime_checkable
 class ScriptedRobot(RobotEnv, Protocol):
-    """A robot whose simulation a scripted expert may look into."""
+    """A robot whose running task and simulation a scripted expert may look into."""
 
-    @property
-    def simulation(self) -> Simulation: ...
-
-    @property
-    def task(self) -> Script: ...
+    def script(self) -> tuple[Script, Simulation]: ...
 
     def privileged_success(self) -> bool: ...
 
@@ -99,18 +97,19 @@ def demonstrate(
     expert, or as "timeout" at the task's longest episode. Equal arguments give equal episodes.
     """
     instruction = robot.reset(task, seed)
+    script, sim = robot.script()
     rng = np.random.default_rng([seed, 1])
     frames = [robot.observe().images]
-    states = [robot.simulation.state()]
+    states = [sim.state()]
     actions: list[np.ndarray] = []
     disturbance = np.zeros(6)
-    for wanted in _with_rest(robot.task.expert(robot.simulation)):
-        if len(actions) == robot.task.max_ticks:
+    for wanted in _with_rest(script.expert(sim)):
+        if len(actions) == script.max_ticks:
             ending = "timeout"
             break
         disturbance = NOISE_MEMORY * disturbance + rng.normal(0.0, noise, 6)
         twist = np.clip(wanted[:6] + disturbance, -1.0, 1.0)
-        command = robot.simulation.cartesian_to_joint_velocity(np.append(twist, wanted[6]))
+        command = sim.cartesian_to_joint_velocity(np.append(twist, wanted[6]))
         actions.append(command.astype(np.float32))
         states.append(robot.step(actions[-1]))
         if len(actions) % TICKS_PER_FRAME == 0:

@@ -44,7 +44,7 @@ FINGERTIP = 0.165  # m from the flange to the fingertips
 FINGER_JOINTS = ("finger_left", "finger_right")
 PAD_GEOMS = ("pad_left", "pad_right")
 ACTUATOR_GRIPPER = "gripper"
-GRIP_FORCE = 60.0  # N, both fingers together
+GRIP_FORCE = 40.0  # N, both fingers together: twice the least that a 2F-85 can be told
 
 WHITE = (0.92, 0.92, 0.93, 1.0)
 GREY = (0.55, 0.57, 0.60, 1.0)
@@ -235,6 +235,8 @@ def _add_finger(flange: mujoco.MjsBody, side: float, name: str) -> None:
     pad = _add_box(body, (0.0, side * 0.004, 0.146), (0.011, 0.004, FINGERTIP - 0.146), RUBBER)
     pad.name = f"pad_{name}"
     pad.friction, pad.condim = [1.5, 0.02, 0.001], 4
+    # stiff, and first in rank: with MuJoCo's defaults the pads sink 8 mm into a light object
+    pad.priority, pad.solref, pad.solimp = 1, [0.008, 1.0], [0.95, 0.99, 0.001, 0.5, 2.0]
 
 
 def _add_grip(spec: mujoco.MjSpec) -> None:

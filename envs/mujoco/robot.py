@@ -63,13 +63,13 @@ class MujocoRobot:
 
     @property
     def simulation(self) -> Simulation:
-        """The running scene. For experts and tests: no policy or reward code may look inside."""
+        """The running scene; see ``script``."""
         return self._current()[1]
 
-    @property
-    def task(self) -> Task:
-        """The running task; like ``simulation``, for experts and tests."""
-        return self._current()[0]
+    def script(self) -> tuple[Task, Simulation]:
+        """The running task and scene, for experts and tests: policy and reward code never look."""
+        task, sim, _ = self._current()
+        return task, sim
 
     def privileged_success(self) -> bool:
         """Whether the task's criterion holds now, from the simulator's hidden state."""

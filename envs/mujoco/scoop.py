@@ -24,7 +24,7 @@ TRAY_WALL = 0.030  # m, its height
 FLOOR = 0.004  # m, thickness of the bottoms of tray and bowl
 BOWL_RADIUS, BOWL_HEIGHT, BOWL_SIDES = 0.062, 0.045, 10  # m
 BUCKET_HALF = (0.027, 0.034)  # m, inside of the scoop
-BUCKET_SIDE, BUCKET_BACK = 0.030, 0.045  # m, height of its walls
+BUCKET_SIDE, BUCKET_BACK = 0.036, 0.045  # m, height of its walls
 SHEET = 0.0015  # m, half the thickness of its walls
 HANDLE_HALF = (0.012, 0.010, 0.040)  # m; flat sides, so that it cannot turn in the grip
 HANDLE_CENTRE = (BUCKET_HALF[0] + 0.008, 0.0, 0.072)
@@ -71,31 +71,36 @@ class Scoop(Task):
         sim.place(TRAY, tray)
         sim.place(BOWL, bowl)
         back = TRAY_HALF[0] - BUCKET_HALF[0] - 0.008
-        sim.place(SCOOP, tray + [back, rng.uniform(-0.003, 0.003), FLOOR + 0.001])
+        sim.place(SCOOP, tray + np.array([back, rng.uniform(-0.003, 0.003), FLOOR + 0.001]))
         for index, place in enumerate(rng.permutation(SNACKS)):
             column, row = divmod(int(place), 3)
             x = -TRAY_HALF[0] + 0.013 + 0.025 * column
             y = 0.026 * (row - 1)
             shake = rng.uniform(-0.0008, 0.0008, 3)
             height = FLOOR + SNACK_RADIUS + 0.002
-            sim.place(f"snack{index}", tray + [x, y, height] + shake)
+            sim.place(f"snack{index}", tray + shake + np.array([x, y, height]))
 
     def in_bowl(self, sim: Simulation) -> int:
-        """How many snacks lie inside the bowl's radius with their centres below its rim."""
-        bowl = sim.body_position(BOWL)
-        places = np.array([sim.body_position(f"snack{index}") for index in range(SNACKS)]) - bowl
-        inside = np.hypot(places[:, 0], places[:, 1]) < BOWL_RADIUS
-        return int((inside & (places[:, 2] < BOWL_HEIGHT)).sum())
+        """How many snacks lie inside the bowl's radius with their centres below its rim; what is
+        still in the scoop does not count."""
+        places = np.array([sim.body_position(f"snack{index}") for index in range(SNACKS)])
+        x, y, z = (places - sim.body_position(BOWL)).T
+        inside = (np.hypot(x, y) < BOWL_RADIUS) & (z < BOWL_HEIGHT)
+        in_scoop = (places - sim.body_position(SCOOP)) @ sim.body_matrix(SCOOP)
+        loaded = (np.abs(in_scoop[:, :2]) < BUCKET_HALF).all(1) & (
+            np.abs(in_scoop[:, 2] - BUCKET_BACK / 2) < BUCKET_BACK / 2
+        )
+        return int((inside & ~loaded).sum())
 
     def success(self, sim: Simulation) -> bool:
         return self.in_bowl(sim) >= ENOUGH
 
     def expert(self, sim: Simulation) -> Iterator[Cartesian]:
-        """Grasp the handle from above, drag the scoop through the tray, tip it back, carry, pour."""
+        """Take the handle from above, drag the scoop through the tray, tip it back, carry, pour."""
         start = sim.body_position(SCOOP)
         tray, bowl = sim.body_position(TRAY), sim.body_position(BOWL)
-        grip = start + [HANDLE_CENTRE[0], 0.0, GRIP_ABOVE]
-        yield from go(sim, grip + [0, 0, 0.06], 0.4, Motion(0.012, gain=1.6))
+        grip = start + np.array([HANDLE_CENTRE[0], 0.0, GRIP_ABOVE])
+        yield from go(sim, grip + np.array([0.0, 0.0, 0.06]), 0.4, Motion(0.012, gain=1.6))
         yield from go(sim, grip, 0.4, Motion(0.006))
         yield from go(sim, grip, 1.0, Motion(0.0, 9))
         near = tray[0] - TRAY_HALF[0] + BUCKET_HALF[0]
@@ -134,10 +139,10 @@ def _add_wall(body: mujoco.MjsBody, centre: list[float], half: list[float]) -> m
 def _add_tray(spec: mujoco.MjSpec) -> None:
     body = spec.worldbody.add_body(name=TRAY, mocap=True)
     x, y, thick, high = *TRAY_HALF, 0.004, TRAY_WALL / 2
-    _add_wall(body, [0, 0, FLOOR / 2], [x, y, FLOOR / 2])
+    _add_wall(body, [0.0, 0.0, FLOOR / 2], [x, y, FLOOR / 2])
     for side in (-1, 1):
-        _add_wall(body, [side * (x + thick), 0, high], [thick, y + 2 * thick, high])
-        _add_wall(body, [0, side * (y + thick), high], [x, thick, high])
+        _add_wall(body, [side * (x + thick), 0.0, high], [thick, y + 2 * thick, high])
+        _add_wall(body, [0.0, side * (y + thick), high], [x, thick, high])
     for geom in body.geoms:
         geom.rgba = WOOD
 
@@ -161,12 +166,12 @@ def _add_scoop(spec: mujoco.MjSpec) -> None:
     body = spec.worldbody.add_body(name=SCOOP)
     body.add_freejoint(name=SCOOP)
     x, y = BUCKET_HALF
-    walls = [_add_wall(body, [0, 0, SHEET], [x, y, SHEET])]
+    walls = [_add_wall(body, [0.0, 0.0, SHEET], [x, y, SHEET])]
     for side in (-1, 1):
-        place = [0, side * (y + SHEET), BUCKET_SIDE / 2]
+        place = [0.0, side * (y + SHEET), BUCKET_SIDE / 2]
         walls.append(_add_wall(body, place, [x, SHEET, BUCKET_SIDE / 2]))
     walls.append(
-        _add_wall(body, [x + SHEET, 0, BUCKET_BACK / 2], [SHEET, y + 2 * SHEET, BUCKET_BACK / 2])
+        _add_wall(body, [x + SHEET, 0.0, BUCKET_BACK / 2], [SHEET, y + 2 * SHEET, BUCKET_BACK / 2])
     )
     for wall, mass in zip(walls, (0.03, 0.004, 0.004, 0.006), strict=True):
         wall.mass, wall.rgba = mass, STEEL

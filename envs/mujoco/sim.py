@@ -22,6 +22,7 @@ LINEAR = 0.075  # m that a cartesian velocity of 1.0 asks for in one tick (DROID
 ANGULAR = 0.15  # rad, likewise
 HOOK_EVERY = 4  # physics steps between two calls of the task's substep; also of the Jacobian
 FINGER_SPEED = 0.063  # m/s of opening: Robotiq goto at DROID's speed register 146
+GRIPPER_LEAD = 0.18  # how far the gripper's set point may run ahead of where an object stops it
 SETTLE_STEPS = 75  # physics steps (0.3 s) that objects get to come to rest after a reset
 START_NOISE = 0.03  # rad, standard deviation of the start joints
 
@@ -66,7 +67,8 @@ class Simulation:
         self._steps_per_second = round(1.0 / timestep)
         self._flange = self.model.site("flange").id
         self._gripper = self.model.actuator(ACTUATOR_GRIPPER).id
-        self._fingers = [int(self.model.joint(name).qposadr[0]) for name in FINGER_JOINTS]
+        first = int(self.model.joint(FINGER_JOINTS[0]).qposadr[0])
+        self._fingers = slice(first, first + len(FINGER_JOINTS))
         self._pads = np.array([self.model.geom(name).id for name in PAD_GEOMS])
         self._jacobian = np.zeros((6, self.model.nv))
         self._target = RESET_JOINTS.copy()
@@ -164,12 +166,22 @@ class Simulation:
                 stiffness = (jacobian.T * CARTESIAN_STIFFNESS) @ jacobian + np.diag(JOINT_STIFFNESS)
                 damping = (jacobian.T * CARTESIAN_DAMPING) @ jacobian + np.diag(JOINT_DAMPING)
             torque[:] = stiffness @ (target - position) - damping @ velocity + bias
-            missing = self._gripper_goal - self._gripper_command
-            self._gripper_command += min(max(missing, -stride), stride)
-            data.ctrl[self._gripper] = 0.5 * STROKE * (1.0 - self._gripper_command)
+            data.ctrl[self._gripper] = self._next_finger_target(stride)
             mujoco.mj_step(self.model, data)
             if index % HOOK_EVERY == HOOK_EVERY - 1:
                 self.task.substep(self)
+
+    def _next_finger_target(self, stride: float) -> float:
+        """Half the width in m to servo to: a step towards the goal, never far from the fingers."""
+        here = self._closed()
+        wanted = self._gripper_command + min(
+            max(self._gripper_goal - self._gripper_command, -stride), stride
+        )
+        self._gripper_command = min(max(wanted, here - GRIPPER_LEAD), here + GRIPPER_LEAD)
+        return 0.5 * STROKE * (1.0 - self._gripper_command)
+
+    def _closed(self) -> float:
+        return 1.0 - float(self.data.qpos[self._fingers].sum()) / STROKE
 
     # ---- what tasks and experts read and place --------------------------------------------
 
@@ -189,8 +201,7 @@ class Simulation:
 
     def gripper_position(self) -> float:
         """0 open, 1 closed, from the measured finger positions."""
-        width = float(self.data.qpos[self._fingers].sum())
-        return min(max(1.0 - width / STROKE, 0.0), 1.0)
+        return min(max(self._closed(), 0.0), 1.0)
 
     def body_position(self, name: str) -> Float64[np.ndarray, " 3"]:
         return self.data.body(name).xpos.copy()

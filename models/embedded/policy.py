@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class PolicySizes:
     horizon: int
 
     @classmethod
-    def of(cls, cfg: PolicyConfig) -> Self:
+    def of(cls, cfg: PolicyConfig) -> "PolicySizes":
         sizes = cfg.embedded
         return cls(
             sizes.width, sizes.layers, sizes.heads, list(sizes.views), sizes.words, cfg.horizon
@@ -141,7 +140,7 @@ class EmbeddedPolicy:
         self._net: FlowPolicyNet = fresh(lambda: FlowPolicyNet(self._sizes), seed)
 
     @classmethod
-    def load(cls, cfg: PolicyConfig, folder: Path, version: int) -> Self:
+    def load(cls, cfg: PolicyConfig, folder: Path, version: int) -> "EmbeddedPolicy":
         """The policy stored in ``folder``. Raises ValueError where sizes or format differ."""
         policy = cls(cfg, seed=0)
         read_checkpoint(folder, _KIND, asdict(policy._sizes), policy._net)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -93,7 +92,7 @@ class EmbeddedReward:
         self._net: RewardNet = fresh(lambda: RewardNet(self._sizes), seed)
 
     @classmethod
-    def load(cls, cfg: RewardConfig, folder: Path, version: int) -> Self:
+    def load(cls, cfg: RewardConfig, folder: Path, version: int) -> "EmbeddedReward":
         """The model stored in ``folder``. Raises ValueError where sizes or format differ."""
         model = cls(cfg, seed=0)
         read_checkpoint(folder, _KIND, asdict(model._sizes), model._net)
