@@ -60,7 +60,7 @@ class Imagined:
     @property
     def missing(self) -> int:
         """Requested but never imagined or scored."""
-        return self.requested - self.accepted - self.rejected
+        return self.requested - self.accepted - self.rejected - self.errors
 
     @property
     def accepted_share(self) -> float:

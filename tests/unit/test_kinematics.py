@@ -23,7 +23,7 @@ SAMPLE = Path(os.environ.get("DROID_SAMPLE_DIR", ROOT / "../shared/data/droid_sa
 def about(axis: int, angle: float) -> np.ndarray:
     """Rodrigues' formula for a coordinate axis."""
     across = np.cross(np.eye(3), np.eye(3)[axis])
-    return np.eye(3) - np.sin(angle) * across + (1 - np.cos(angle)) * across @ across
+    return np.eye(3) + np.sin(angle) * across + (1 - np.cos(angle)) * across @ across
 
 
 def test_the_straight_arm_stands_where_its_link_lengths_say():

@@ -97,8 +97,9 @@ def erasing() -> tuple[Simulation, Erase]:
     return Simulation(task), task
 
 
-def put_tissue(sim: Simulation, x: float, y: float, gap: float) -> None:
-    sim.place(TISSUE, np.array([x, y, TOP + TISSUE_HALF[2] + gap]))
+def put_tissue(sim: Simulation, gap: float, yaw: float = 0.0) -> None:
+    place = np.array([*CENTRE, TOP + TISSUE_HALF[2] + gap])
+    sim.place(TISSUE, place, np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]))
     mujoco.mj_forward(sim.model, sim.data)
 
 
@@ -122,15 +123,28 @@ def test_tissue_erases_its_footprint_and_only_in_contact(
     sim, task = erasing
     sim.reset(np.random.default_rng(0))
     task.board.ink[:] = True
-    put_tissue(sim, *CENTRE, gap=0.002)
+    put_tissue(sim, gap=0.002)
     task.substep(sim)
     assert task.board.ink.all()
-    put_tissue(sim, *CENTRE, gap=-0.0002)
+    put_tissue(sim, gap=-0.0002)
     task.substep(sim)
     # 68 by 42 mm are 34 rows by 21 columns; the middle lies on a texel edge, so 20 or 22 columns
     rows, columns = np.nonzero(~task.board.ink)
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) in {(34, 20), (34, 22)}
     assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+
+
+def test_footprint_turns_with_the_tissue(erasing: tuple[Simulation, Erase]) -> None:
+    sim, task = erasing
+    sim.reset(np.random.default_rng(0))
+    task.board.ink[:] = True
+    put_tissue(sim, gap=-0.0002, yaw=0.6)
+    task.substep(sim)
+    x, y = ((np.argwhere(~task.board.ink) + 0.5) * TEXEL + CORNER - CENTRE).T
+    assert len(x) * TEXEL**2 == pytest.approx(0.068 * 0.042, rel=0.03)
+    # a rectangle's covariance of x and y is (a^2 - b^2) / 6 sin(2 yaw), a and b its half sides
+    expected = (TISSUE_HALF[0] ** 2 - TISSUE_HALF[1] ** 2) / 6 * np.sin(1.2)
+    assert np.cov(x, y)[0, 1] == pytest.approx(expected, rel=0.05)
 
 
 def test_success_needs_less_than_five_percent_of_the_ink(

@@ -219,8 +219,10 @@ def test_json_is_strict(written):
 
 
 def test_pooling_never_compares_on_fewer_tasks():
-    rows = {row.stage: row for row in pooled(success_rows())}
-    assert list(rows) == ["base", "vlaw-1", "vlaw-2", "control"]  # the control comes last
+    easy = Evaluation("vlaw-3", "book", 20, 20)  # not evaluated on the harder task
+    rows = {row.stage: row for row in pooled([*success_rows(), easy])}
+    assert list(rows) == ["base", "vlaw-1", "vlaw-2", "vlaw-3", "control"]  # the control is last
+    assert (rows["vlaw-3"].successes, rows["vlaw-3"].n) == (None, 0)
     assert (rows["base"].successes, rows["base"].n) == (11, 40)
     assert (rows["vlaw-1"].successes, rows["vlaw-1"].n) == (25, 40)
     assert rows["vlaw-2"].successes is None
