@@ -59,8 +59,9 @@ def verified(folder: Path) -> Checkpoint:
     found = checksum(folder)
     if found != facts["checksum"]:
         raise ValueError(
-            f"{folder} is damaged: its checksum is {found[:12]}, published as {facts['checksum'][:12]}. "
-            "Delete the folder and the manifest of the stage that made it, then run the same command"
+            f"{folder} is damaged: its checksum is {found[:12]}, published as "
+            f"{facts['checksum'][:12]}. Delete the folder and the manifest of the stage that made "
+            "it, then run the same command"
         )
     return Checkpoint(facts["kind"], str(folder), facts["version"], facts["checksum"])
 

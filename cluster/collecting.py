@@ -8,7 +8,7 @@ import ray
 
 from actors.rollout import EpisodeRequest
 from cluster.context import Context
-from cluster.handles import RemotePolicy, answer
+from cluster.handles import RemotePolicy, answer, end, start
 from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotProcess
 from configs.run import RunConfig
 from contracts.seeds import fold
@@ -61,12 +61,12 @@ def _script(
     with run.reporter.stage(name, len(wanted), "episodes") as bar:
         bar.at(len(wanted) - len(missing))
         count = run.config.robot.count if missing else 0
-        robots = [_demonstrator(run.config) for _ in range(count)]
+        config = run.config
+        robots = [_on_robot(config, DemonstrationProcess, config.robot) for _ in range(count)]
         try:
             _spread(robots, missing, run, store, bar)
         finally:
-            for robot in robots:
-                ray.kill(robot)
+            end(*robots)
     return _outcomes(run, store, [request.trajectory_id for request in wanted])
 
 
@@ -133,7 +133,7 @@ def _import(run: Context, store: str, folder: Path, split: str) -> dict[str, Any
 def roll_out(
     run: Context, name: str, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str
 ) -> dict[str, Any]:
-    """Play every request that is not stored yet, on all robots; a stored episode never plays again."""
+    """Play every request that is not stored yet, on all robots; what is stored stays."""
     done = set(run.reader(store).ids())
     missing = [request for request in requests if request.trajectory_id not in done]
     with run.reporter.stage(name, len(requests), "episodes") as bar:
@@ -147,34 +147,29 @@ def _play(
     run: Context, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str, bar: Bar
 ) -> None:
     config, cluster = run.config, run.config.cluster
-    server = (
-        ray.remote(PolicyServer)
-        .options(
-            num_cpus=cluster.worker_cpus,
-            num_gpus=cluster.worker_gpus,
-            max_restarts=-1,
-            max_task_retries=3,
-        )
-        .remote(config.policy, policy)
+    server = start(
+        PolicyServer,
+        config.policy,
+        policy,
+        num_cpus=cluster.worker_cpus,
+        num_gpus=cluster.worker_gpus,
+        max_restarts=-1,
+        max_task_retries=3,
     )
     handle = RemotePolicy(server, answer(server.version.remote(), cluster.start_timeout_s))
-    robots = [_robot(config, handle) for _ in range(config.robot.count)]
+    robots = [_on_robot(config, RobotProcess, config, handle) for _ in range(config.robot.count)]
     try:
         _spread(robots, list(requests), run, store, bar)
     finally:
-        for actor in (*robots, server):
-            ray.kill(actor)
+        end(*robots, server)
 
 
-def _robot(config: RunConfig, policy: RemotePolicy) -> Any:
-    # A dead robot process is never started again by itself: a retried step is a repeated motion.
-    options = {"num_cpus": config.cluster.worker_cpus, "resources": {config.robot.resource: 1}}
-    return ray.remote(RobotProcess).options(**options, max_restarts=0).remote(config, policy)
-
-
-def _demonstrator(config: RunConfig) -> Any:
-    options = {"num_cpus": config.cluster.worker_cpus, "resources": {config.robot.resource: 1}}
-    return ray.remote(DemonstrationProcess).options(**options, max_restarts=0).remote(config.robot)
+def _on_robot(config: RunConfig, process: type, *arguments: Any) -> Any:
+    """A process on a robot's host. It is never started again by itself when it dies: a repeated
+    call would be a repeated motion."""
+    resources = {config.robot.resource: 1}
+    cpus = config.cluster.worker_cpus
+    return start(process, *arguments, num_cpus=cpus, resources=resources, max_restarts=0)
 
 
 def _spread(robots: list[Any], work: list[Any], run: Context, store: str, bar: Bar) -> None:

@@ -1,13 +1,30 @@
 """Other processes behind the protocols of contracts/; the waits on them have time limits here."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import ray
 
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
 
 CALL_TIMEOUT_S = 120.0
+
+
+def start(process: type, *arguments: Any, **options: Any) -> Any:
+    """Start a class in a process of its own: the one way to spawn. ``options`` are Ray's."""
+    return cast(Any, ray.remote(process)).options(**options).remote(*arguments)
+
+
+def end(*actors: Any) -> None:
+    """Stop processes at once, whatever they do."""
+    for actor in actors:
+        ray.kill(actor)
+
+
+def run_once(function: Callable[..., Any], cpus: float, timeout_s: float, *arguments: Any) -> Any:
+    """Run a function in a process of its own and wait for what it returns."""
+    task = cast(Any, ray.remote(function)).options(num_cpus=cpus)
+    return answer(task.remote(*arguments), timeout_s)
 
 
 def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
@@ -53,6 +70,9 @@ class RemoteQueue:
 
     def take(self, worker: str, count: int) -> list[WorkItem]:
         return answer(self._actor.take.remote(worker, count))
+
+    def heartbeat(self, worker: str) -> None:
+        answer(self._actor.heartbeat.remote(worker))
 
     def release(self, worker: str) -> int:
         return answer(self._actor.release.remote(worker))

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from actors.imagination import ImaginationStats
 from cluster.context import Context, Versions
-from cluster.handles import RemoteQueue, RemoteStore, answer
+from cluster.handles import RemoteQueue, RemoteStore, answer, end, start
 from cluster.processes import ImaginationProcess, ScorerProcess
 from contracts.seeds import fold
 from contracts.types import Score, StartState, Verdict, WorkItem
@@ -81,24 +82,25 @@ def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
 class _Pool:
     """The imagination workers of one task and the queue they pull from."""
 
-    def __init__(
-        self, run: Context, task: str, work: list[WorkItem], versions: Versions
-    ) -> None:
+    def __init__(self, run: Context, task: str, work: list[WorkItem], versions: Versions) -> None:
         config, cluster = run.config, run.config.cluster
         self.task = task
         self.num_workers = min(config.for_task(task).workers, len(work))
-        queue = ray.remote(TaskQueue).options(num_cpus=0)
-        self.queue = queue.remote(work, lease_s=config.imagination.lease_s)
+        self.queue = start(TaskQueue, work, config.imagination.lease_s, num_cpus=0)
         policy = run.checkpoints.open("policy", versions.policy)
         world_model = run.checkpoints.open("world_model", versions.world_model)
-        worker = ray.remote(ImaginationProcess).options(
-            num_cpus=cluster.worker_cpus,
-            num_gpus=cluster.worker_gpus,
-            max_restarts=-1,  # a worker that dies starts again, its call is repeated,
-            max_task_retries=-1,  # and the queue hands out anew what it held
-        )
         self._workers = [
-            worker.remote(config, policy, world_model) for _ in range(self.num_workers)
+            start(
+                ImaginationProcess,
+                config,
+                policy,
+                world_model,
+                num_cpus=cluster.worker_cpus,
+                num_gpus=cluster.worker_gpus,
+                max_restarts=-1,  # a worker that dies starts again, its call is repeated,
+                max_task_retries=-1,  # and the queue hands out anew what it held
+            )
+            for _ in range(self.num_workers)
         ]
         self._sink = RemoteStore(run.replay, "imagined")
         self._calls = [self._call(k) for k in range(self.num_workers)]
@@ -116,12 +118,12 @@ class _Pool:
                 if not answer(self.queue.finished.remote()):
                     self._calls[index] = self._call(index)  # a dead worker's items came back
         counts = answer(self.queue.counts.remote())
-        return counts.done, len(self._stats) == self.num_workers and not counts.leased + counts.waiting
+        ended = len(self._stats) == self.num_workers
+        return counts.done, ended and not counts.leased + counts.waiting
 
     def close(self) -> list[ImaginationStats]:
         """Stop the workers; return what those counted that ended by themselves."""
-        for actor in (*self._workers, self.queue):
-            ray.kill(actor)
+        end(*self._workers, self.queue)
         return list(self._stats.values())
 
 
@@ -146,7 +148,7 @@ def _watch(pools: list[_Pool], bar: Bar, stall_timeout_s: float) -> None:
 
 
 def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
-    """Give every trajectory of D_real and of this iteration's D_syn a verdict of this reward version."""
+    """Give all of D_real and this iteration's D_syn a verdict of the newest reward version."""
     wanted = {
         "imagined": [
             i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")
@@ -167,42 +169,44 @@ def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
 
 def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar) -> None:
     config, cluster = run.config, run.config.cluster
-    scorer = (
-        ray.remote(ScorerProcess)
-        .options(
-            num_cpus=cluster.scorer_cpus,
-            num_gpus=cluster.scorer_gpus,
-            max_restarts=-1,
-            max_task_retries=3,
-            max_concurrency=4 * config.reward.max_batch,
-        )
-        .remote(config.reward, run.checkpoints.open("reward", version))
+    in_flight = 4 * config.reward.max_batch
+    scorer = start(
+        ScorerProcess,
+        config.reward,
+        run.checkpoints.open("reward", version),
+        num_cpus=cluster.scorer_cpus,
+        num_gpus=cluster.scorer_gpus,
+        max_restarts=-1,
+        max_task_retries=3,
+        max_concurrency=in_flight,
     )
     try:
-        for start in range(
-            0, len(pending), 4 * config.reward.max_batch
-        ):  # bounds what is in flight
-            part = pending[start : start + 4 * config.reward.max_batch]
-            calls = []
-            for store, trajectory_id in part:
-                clip = run.replay.clip.remote(store, trajectory_id, config.reward.num_frames)
-                calls.append(scorer.score.remote(clip))
-            verdicts: dict[str, list[Verdict]] = {}
-            for (store, trajectory_id), call in zip(part, calls, strict=True):
-                verdicts.setdefault(store, []).append(
-                    verdict(trajectory_id, version, _outcome(call, cluster.start_timeout_s))
-                )
-            for store, found in verdicts.items():
-                run.writer(store).add_verdicts(found)
+        for first in range(0, len(pending), in_flight):
+            part = pending[first : first + in_flight]
+            _score_part(run, scorer, version, part)
             bar.advance(len(part))
     finally:
-        ray.kill(scorer)
+        end(scorer)
+
+
+def _score_part(run: Context, scorer: Any, version: int, part: list[tuple[str, str]]) -> None:
+    """Clips travel store -> scorer through the object store; verdicts are committed together."""
+    num_frames, timeout_s = run.config.reward.num_frames, run.config.cluster.start_timeout_s
+    calls = [
+        scorer.score.remote(run.replay.clip.remote(store, name, num_frames)) for store, name in part
+    ]
+    verdicts: dict[str, list[Verdict]] = {}
+    for (store, name), call in zip(part, calls, strict=True):
+        found = verdict(name, version, _outcome(call, timeout_s))
+        verdicts.setdefault(store, []).append(found)
+    for store, found in verdicts.items():
+        run.writer(store).add_verdicts(found)
 
 
 def _outcome(call: Any, timeout_s: float) -> Score | BaseException:
     try:
         return answer(call, timeout_s)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         return error
 
 

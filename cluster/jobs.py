@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
-from services.replay import ReplayService
 
 from cluster import pretrain, summary
 from cluster.checkpoints import CheckpointFolder, base_folder
 from cluster.context import STORES, Context
-from cluster.handles import answer
+from cluster.handles import answer, start
 from cluster.placement import describe, place, processes
 from cluster.session import local_nodes, placed, session
 from cluster.vlaw import algorithm_1
@@ -22,6 +20,7 @@ from configs.run import RunConfig
 from envs.recorded.robot import RecordedRobot
 from services.estimate import estimate
 from services.progress import Reporter
+from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
 MAY_CHANGE = ("out", "dry_run", "job", "cluster")  # settings that do not alter what a run computes
@@ -75,8 +74,8 @@ def claim(folder: Path, config: RunConfig) -> None:
             raise PermissionError(f"no permission to write in {folder}")
     except OSError as error:
         raise ValueError(
-            f"out={config.out}: cannot write there ({error.strerror or error}). Give out=<folder> that can be "
-            "written; what the folder holds is untouched"
+            f"out={config.out}: cannot write there ({error.strerror or error}). Give out=<folder> "
+            "that can be written; what the folder holds is untouched"
         ) from error
 
 
@@ -84,8 +83,8 @@ def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
     changed = [f"{key} was {was!r}, now {now!r}" for key, was, now in differences(old, new)]
     if changed:
         raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same settings to "
-            "continue it, or out=<new folder> to begin another"
+            f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same "
+            "settings to continue it, or out=<new folder> to begin another"
         )
 
 
@@ -123,19 +122,16 @@ def _print_plan(config: RunConfig, tasks: list[str]) -> None:
 def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Context]:
     """Start or join Ray, check that the run fits, start the replay service."""
     if config.job == "loop":
-        for kind, part in (("policy", config.policy), ("world_model", config.world_model)):
-            base_folder(kind, part.checkpoint)
+        base_folder("policy", config.policy.checkpoint)
+        base_folder("world_model", config.world_model.checkpoint)
+        base_folder("reward", config.reward.checkpoint)
     with ExitStack() as stack:
         reporter = stack.enter_context(Reporter(folder))
         reporter.event("start", job=config.job, tasks=tasks)
         stack.enter_context(session(config))
         reporter.event("plan", plan=describe(placed(config, tasks)))
         stores = {name: str(folder / "stores" / name) for name in STORES}
-        replay = (
-            ray.remote(ReplayService)
-            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-            .remote(stores)
-        )
+        replay = start(ReplayService, stores, num_cpus=0, max_restarts=-1, max_task_retries=-1)
         answer(replay.counts.remote())  # the stores exist from here on
         stages = Stages(folder / "stages")
         yield Context(

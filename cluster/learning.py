@@ -1,4 +1,4 @@
-"""Stages that train: the world model, the reward model, the policy, and what is measured of them."""
+"""Stages that train the world model, the reward model and the policy, and measure them."""
 
 import shutil
 from collections.abc import Callable
@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from cluster.checkpoints import Kind, base_folder
 from cluster.context import Context, Versions
-from cluster.handles import answer
+from cluster.handles import run_once
 from cluster.training import OnStep, fit
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
@@ -52,7 +51,9 @@ class Course:
     data: dict[str, int]
 
 
-def learn(run: Context, name: str, course: Course, work: Work, train: TrainConfig) -> dict[str, Any]:
+def learn(
+    run: Context, name: str, course: Course, work: Work, train: TrainConfig
+) -> dict[str, Any]:
     """Train, publish the checkpoint with its lineage, and return its losses."""
     folder = run.folder / "training" / name.replace("/", "-")
     parent = _parent(run, course)
@@ -79,8 +80,13 @@ def _remember(work: Work, places: Places, on_step: OnStep) -> dict[str, Any]:
 def _parent(run: Context, course: Course) -> Path | None:
     if course.parent is not None:
         return Path(run.checkpoints.open(course.kind, course.parent).uri)
-    settings = {"policy": run.config.policy, "world_model": run.config.world_model}
-    return base_folder(course.kind, (settings | {"reward": run.config.reward})[course.kind].checkpoint)
+    config = run.config
+    settings = {
+        "policy": config.policy.checkpoint,
+        "world_model": config.world_model.checkpoint,
+        "reward": config.reward.checkpoint,
+    }
+    return base_folder(course.kind, settings[course.kind])
 
 
 def dream(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
@@ -90,9 +96,8 @@ def dream(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     # Without a second set of recordings the demonstrations are D_real itself.
     shared = run.config.robot.kind == "recorded" and not run.config.demos.path
     droid = [] if shared else run.reader("demos").ids()
-    work = partial(
-        _world_model, config, run.store_folder("real"), real, run.store_folder("demos"), droid
-    )
+    stores = run.store_folder("real"), run.store_folder("demos")
+    work = partial(_world_model, config, stores, (real, droid))
     fresh = versions.world_model == 0 and config.checkpoint == "scratch"
     course = Course(
         "world_model",
@@ -105,16 +110,15 @@ def dream(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
 
 def _world_model(
     config: WorldModelConfig,
-    real: Path,
-    real_ids: list[str],
-    droid: Path,
-    droid_ids: list[str],
+    stores: tuple[Path, Path],
+    ids: tuple[list[str], list[str]],
     places: Places,
     on_step: OnStep,
 ) -> TrainResult:
+    """``stores`` and ``ids`` are those of D_real and of D_DROID."""
     sources = WorldModelSources(
-        Selection(ReplayStore.open(real), real_ids),
-        Selection(ReplayStore.open(droid), droid_ids) if droid_ids else None,
+        Selection(ReplayStore.open(stores[0]), ids[0]),
+        Selection(ReplayStore.open(stores[1]), ids[1]) if ids[1] else None,
     )
     return train_world_model(config, sources, places.base, places.state, places.out, on_step)
 
@@ -127,11 +131,16 @@ def replay_quality(run: Context, version: int) -> dict[str, Any]:
     if not ids:
         return {}
     checkpoint = run.checkpoints.open("world_model", version)
-    task = ray.remote(_replay_quality).options(num_cpus=run.config.cluster.learner_cpus)
-    reference = task.remote(
-        run.config.world_model, run.frame_size, checkpoint, run.store_folder("evaluation"), ids
+    arguments = (run.config.world_model, run.frame_size, checkpoint)
+    cluster = run.config.cluster
+    return run_once(
+        _replay_quality,
+        cluster.learner_cpus,
+        cluster.stall_timeout_s,
+        *arguments,
+        run.store_folder("evaluation"),
+        ids,
     )
-    return answer(reference, run.config.cluster.stall_timeout_s)
 
 
 def _replay_quality(
@@ -182,9 +191,16 @@ def calibration(run: Context, version: int) -> dict[str, Any]:
     """How a reward version judges labelled real episodes that it was not trained on."""
     _, out = held_out(run.reader("real").ids(), run.config.reward.holdout)
     checkpoint = run.checkpoints.open("reward", version)
-    task = ray.remote(_calibration).options(num_cpus=run.config.cluster.learner_cpus)
-    reference = task.remote(run.config.reward, checkpoint, run.store_folder("real"), out)
-    return answer(reference, run.config.cluster.stall_timeout_s)
+    cluster = run.config.cluster
+    return run_once(
+        _calibration,
+        cluster.learner_cpus,
+        cluster.stall_timeout_s,
+        run.config.reward,
+        checkpoint,
+        run.store_folder("real"),
+        out,
+    )
 
 
 def _calibration(

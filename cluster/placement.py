@@ -39,7 +39,7 @@ class ShortageError(ValueError):
 
 
 def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
-    """Every process that the run starts, by stage. Stages follow each other, so they share nodes."""
+    """Every process that the run starts, by stage. Stages take turns, so they share nodes."""
     c = run.cluster
     plan = []
     if run.robot.kind == "mujoco":
@@ -99,16 +99,18 @@ def _take(process: Process, nodes: list[Node], free: dict[str, list[float]]) -> 
 
 def _shortage(process: Process, nodes: list[Node]) -> str:
     asks = f"{process.cpus:g} CPU, {process.gpus:g} GPU"
+    hint = ""
     if process.resource:
-        asks += f", the resource {process.resource!r} (start the robot's node with --resources='{{\"{process.resource}\": 1}}')"
+        asks += f", the resource {process.resource!r}"
+        flag = f"--resources='{{\"{process.resource}\": 1}}'"
+        hint = f" Start the robot's node with `ray start {flag}`."
     has = "; ".join(
-        f"{n.name}: {n.cpus:g} CPU, {n.gpus:g} GPU{', ' + ', '.join(n.resources) if n.resources else ''}"
-        for n in nodes
+        ", ".join((f"{n.name}: {n.cpus:g} CPU", f"{n.gpus:g} GPU", *n.resources)) for n in nodes
     )
     return (
-        f"stage {process.stage!r} does not fit: no node has room for {process.count} x {process.name} "
-        f"({asks} each). The cluster has {has or 'no nodes'}. Add nodes, or lower task.<name>.workers, "
-        "robot.count or the cluster.* shares"
+        f"stage {process.stage!r} does not fit: no node has room for {process.count} x "
+        f"{process.name} ({asks} each). The cluster has {has or 'no nodes'}. Add nodes, or lower "
+        f"task.<name>.workers, robot.count or the cluster.* shares.{hint}"
     )
 
 

@@ -16,6 +16,7 @@ from models.embedded.reward import EmbeddedReward
 from models.embedded.world_model import EmbeddedWorldModel
 from services.stages import fingerprint, write_json
 
+Embedded = EmbeddedPolicy | EmbeddedWorldModel | EmbeddedReward
 FIRST_LOSSES = 3  # kept beside the weights, so that a test can retrain this much and compare
 
 
@@ -33,7 +34,9 @@ def base_models(run: Context) -> None:
     for flag in ("policy", "world_model", "reward"):
         setting = asdict(config)[flag]["checkpoint"]
         if setting != "scratch":
-            raise ValueError(f"job=pretrain makes the base: use {flag}.checkpoint=scratch, not {setting}")
+            raise ValueError(
+                f"job=pretrain makes the base: use {flag}.checkpoint=scratch, not {setting}"
+            )
     stage = run.stages.run
     stage("demonstrations", lambda: demonstrations(run))
     stage("1 collect", lambda: play(run))
@@ -43,12 +46,9 @@ def base_models(run: Context) -> None:
     stage("1 replay quality", lambda: learning.replay_quality(run, 1))
     stage("1 train reward", lambda: learning.judge(run, 1, Versions()))
     stage("1 calibration", lambda: learning.calibration(run, 1))
-    for kind, version, name in (
-        ("policy", 0, "base"),
-        ("world_model", 1, "1 train world model"),
-        ("reward", 1, "1 train reward"),
-    ):
-        _keep(run, kind, version, run.stages.result(name) or {})
+    _keep(run, "policy", 0, run.stages.result("base") or {})
+    _keep(run, "world_model", 1, run.stages.result("1 train world model") or {})
+    _keep(run, "reward", 1, run.stages.result("1 train reward") or {})
 
 
 def _keep(run: Context, kind: Kind, version: int, result: dict[str, Any]) -> None:
@@ -61,7 +61,8 @@ def _keep(run: Context, kind: Kind, version: int, result: dict[str, Any]) -> Non
     _load(run, kind, target)  # what cannot be loaded must not be committed
     settings = json.loads((run.folder / "run.json").read_text())["settings"]
     result = result.get("cloned", result)
-    train = {"policy": run.config.policy, "world_model": run.config.world_model, "reward": run.config.reward}
+    config = run.config
+    train = {"policy": config.policy, "world_model": config.world_model, "reward": config.reward}
     write_json(
         target / PRETRAINED,
         {
@@ -76,7 +77,7 @@ def _keep(run: Context, kind: Kind, version: int, result: dict[str, Any]) -> Non
     )
 
 
-def _load(run: Context, kind: Kind, folder: Path) -> EmbeddedPolicy | EmbeddedWorldModel | EmbeddedReward:
+def _load(run: Context, kind: Kind, folder: Path) -> Embedded:
     config = run.config
     match kind:
         case "policy":

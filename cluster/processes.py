@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import torch
-from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 
 from actors.imagination import ImaginationSettings, ImaginationStats, ImaginationWorker, Models
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
@@ -14,6 +14,7 @@ from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter
 from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
 from envs.mujoco.experts import demonstrate
+from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 from models.build import load_adapter, load_policy, load_reward, load_world_model
 from models.kinematics import flange_pose
 from services.scoring import RewardScorer
@@ -81,7 +82,12 @@ class ImaginationProcess:
         """Work until the queue hands out no more. A restarted process is called again by Ray under
         the same name, so what its predecessor held goes back first."""
         queue.release(name)
-        return self._worker.run(name, queue, sink, should_stop=lambda: False)
+
+        def gone_on() -> bool:
+            queue.heartbeat(name)  # asked once per chunk, so a lease outlives any trajectory
+            return False
+
+        return self._worker.run(name, queue, sink, should_stop=gone_on)
 
 
 class ScorerProcess:

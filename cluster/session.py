@@ -1,5 +1,6 @@
 """Starts or joins a Ray cluster, and asks it what it has."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def _start(run: RunConfig) -> None:
         object_store_memory=run.cluster.object_store_mb * 2**20,
         include_dashboard=run.cluster.dashboard,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         # Local workers import the code from here; nothing is copied.
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )

@@ -7,7 +7,7 @@ from cluster.checkpoints import Kind, base_folder
 from cluster.context import Context
 from services.stages import read_json
 
-PRETRAINED = "pretraining.json"  # beside committed weights: the command, seed and data that made them
+PRETRAINED = "pretraining.json"  # beside committed weights: the command and data that made them
 
 
 def publish_bases(run: Context) -> dict[str, Any]:
@@ -23,18 +23,15 @@ def publish_bases(run: Context) -> dict[str, Any]:
     else:
         _publish(run, "policy", config.policy.checkpoint)
     if config.method.kind == "vlaw":
-        for kind, setting in (
-            ("world_model", config.world_model.checkpoint),
-            ("reward", config.reward.checkpoint),
-        ):
-            if setting != "scratch":
-                _publish(run, kind, setting)
+        _publish(run, "world_model", config.world_model.checkpoint)
+        _publish(run, "reward", config.reward.checkpoint)
     return {"cloned": cloned}
 
 
 def _publish(run: Context, kind: Kind, setting: str) -> None:
     source = base_folder(kind, setting)
-    assert source is not None, "scratch has no folder"
+    if source is None:
+        return
     made = source / PRETRAINED
     facts = read_json(made) if made.exists() else {}
     lineage = {"parent": setting, "steps": facts.get("steps", 0), "data": facts.get("data", {})}

@@ -11,7 +11,6 @@ import numpy as np
 from rich.table import Table
 
 from cluster.context import Context
-from cluster.vlaw import CONTROL_VERSION
 from contracts.constants import FRAME_HZ
 from replay.store import ReplayStore
 from services.report import write_report
@@ -33,7 +32,7 @@ from services.report_data import (
 )
 from services.statistics import wilson
 
-WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random weights would be no metric"
+WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random ones measure nothing"
 FILMS_PER_TASK = 2
 SHEET_COLUMNS = 8
 
@@ -75,7 +74,8 @@ def gather(run: Context) -> ReportData:
 
 def _evaluations(run: Context) -> Iterator[Evaluation]:
     kind, first = run.config.method.kind, run.config.evaluation.seed
-    names = ["base", *(f"{kind}-{i}" for i in range(1, run.config.method.iterations + 1)), "control"]
+    iterations = range(1, run.config.method.iterations + 1)
+    names = ["base", *(f"{kind}-{i}" for i in iterations), "control"]
     seeds = f"{first}..{first + run.config.evaluation.episodes - 1}"
     for name in names:
         counts = run.stages.result(f"evaluate {name}") or {}
@@ -168,7 +168,10 @@ def _replays(run: Context, iterations: list[int]) -> Iterator[ReplayQuality]:
                 "v0 (base)" if i == 0 else f"v{i}",
                 found["episodes"],
                 _array([float(k + 1) for k in range(len(found["psnr"]))]),
-                *(_array(found[key]) for key in ("psnr", "ssim", "copy_psnr", "copy_ssim")),
+                psnr=_array(found["psnr"]),
+                ssim=_array(found["ssim"]),
+                copy_psnr=_array(found["copy_psnr"]),
+                copy_ssim=_array(found["copy_ssim"]),
             )
 
 
@@ -214,7 +217,7 @@ def _version(facts: dict[str, Any]) -> Version:
 
 
 def _films(run: Context) -> Iterator[Film]:
-    """The likeliest imagined success and the likeliest failure of each task, beside the real start."""
+    """The likeliest imagined success and failure of each task, beside the real start."""
     imagined, real = run.reader("imagined"), run.reader("real")
     verdicts = imagined.verdicts()
     for task in run.tasks:
@@ -227,7 +230,8 @@ def _films(run: Context) -> Iterator[Film]:
         for p_yes, name in picks:
             dream = imagined.trajectory(name)
             parent = real.trajectory(dream.provenance.parent)
-            caption = f"{task}: {name} (P('yes') {p_yes:.2f}), real: {parent.id} {outcome(real, parent.id)}"
+            truth = f"real: {parent.id} {outcome(real, parent.id)}"
+            caption = f"{task}: {name} (P('yes') {p_yes:.2f}), {truth}"
             yield Film(caption, dream.instruction, dream.frames, parent.frames, p_yes, FRAME_HZ)
 
 
@@ -254,7 +258,7 @@ def _notes(run: Context) -> Iterator[str]:
     if run.config.robot.kind == "recorded":
         yield "robot=recorded: nothing moved, so no policy was evaluated on a robot."
     if run.config.policy.kind == "embedded":
-        yield "Embedded models: small substitutes behind the protocols of pi0.5, Ctrl-World and Qwen3-VL."
+        yield ("Embedded models: small substitutes, not pi0.5, Ctrl-World and Qwen3-VL.")
     skipped = (run.stages.result("1 collect") or {}).get("skipped", {})
     for name, reason in skipped.items():
         yield f"recording {name} was skipped: {reason}"
@@ -271,8 +275,9 @@ def results_table(data: ReportData) -> Table:
     for stage in stages:
         rows = {row.task: row for row in data.evaluations if row.stage == stage}
         cells = [_cell(rows[t].successes or 0, rows[t].n) if t in rows else "-" for t in tasks]
-        total = sum(row.successes or 0 for row in rows.values()), sum(row.n for row in rows.values())
-        table.add_row("control (same steps, demonstrations)" if stage == "control" else stage, *cells, _cell(*total))
+        total = sum(r.successes or 0 for r in rows.values()), sum(r.n for r in rows.values())
+        name = "control (same steps, demonstrations)" if stage == "control" else stage
+        table.add_row(name, *cells, _cell(*total))
     return table
 
 

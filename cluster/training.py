@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
+from cluster.handles import answer, end, start
 from configs.run import ClusterConfig
 from services.progress import Bar
 
@@ -62,9 +62,9 @@ class _Fit(threading.Thread):
 def _loop(config: dict[str, Any]) -> None:
     """Runs in the Ray Train worker."""
     board = config["board"]
-    result = config["learner"](lambda step, loss: board.post.remote(step, loss))
-    if ray.train.get_context().get_world_rank() == 0:
-        ray.get(board.finish.remote(result), timeout=60)
+    result = config["learner"](board.post.remote)
+    if get_context().get_world_rank() == 0:
+        answer(board.finish.remote(result))
 
 
 def fit(
@@ -78,7 +78,7 @@ def fit(
     Raises:
         RuntimeError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
     """
-    board = ray.remote(StepBoard).options(num_cpus=0).remote()
+    board = start(StepBoard, num_cpus=0)
     resources = {"CPU": cluster.learner_cpus}
     if cluster.learner_gpus:
         resources["GPU"] = cluster.learner_gpus
@@ -99,8 +99,8 @@ def fit(
     running = _Fit(trainer)
     running.start()
     _watch(running, board, cluster.stall_timeout_s, bar)
-    result = ray.get(board.result.remote(), timeout=60)
-    ray.kill(board)
+    result: dict[str, Any] | None = answer(board.result.remote())
+    end(board)
     if running.error is not None:
         raise RuntimeError(f"learner {name!r} failed: {running.error}") from running.error
     if result is None:
@@ -112,7 +112,7 @@ def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
     last, moved = -1, time.monotonic()
     while running.is_alive():
         running.join(timeout=0.3)
-        step, loss = ray.get(board.newest.remote(), timeout=60)
+        step, loss = answer(board.newest.remote())
         if step != last:
             last, moved = step, time.monotonic()
             bar.at(step, loss=loss)

@@ -36,14 +36,20 @@ def algorithm_1(run: Context) -> Versions:
     if config.method.kind == "vlaw" and config.world_model.checkpoint != "scratch":
         stage("0 replay quality", lambda: learning.replay_quality(run, 0))
     for i in range(1, config.method.iterations + 1):
-        stage(f"{i} collect", lambda: collect(run, i, newest.policy))
-        if config.method.kind == "vlaw":
-            newest = inside_the_world_model(run, i, newest)
-        newest = improve(run, i, newest)
-        name = f"{config.method.kind}-{i}"
-        stage(f"evaluate {name}", lambda: evaluate(run, name, newest.policy))
+        newest = one_iteration(run, i, newest)
     if config.evaluation.control and config.evaluation.episodes and config.robot.kind != "recorded":
         same_steps_control(run)
+    return newest
+
+
+def one_iteration(run: Context, i: int, newest: Versions) -> Versions:
+    """Lines (1) to (4) and the evaluation of what came out."""
+    stage, method = run.stages.run, run.config.method.kind
+    stage(f"{i} collect", lambda: collect(run, i, newest.policy))
+    if method == "vlaw":
+        newest = inside_the_world_model(run, i, newest)
+    newest = improve(run, i, newest)
+    stage(f"evaluate {method}-{i}", lambda: evaluate(run, f"{method}-{i}", newest.policy))
     return newest
 
 
@@ -72,8 +78,8 @@ def judge(run: Context, i: int, newest: Versions) -> Versions:
         reason = f"{successes} successes and {failures} failures: training needs both outcomes"
         if run.config.reward.checkpoint == "scratch" and newest.reward == 0:
             raise ValueError(
-                f"the reward model cannot be trained from scratch on D_real: {reason}. Collect more "
-                "(each_task.rollouts), or give reward.checkpoint=<folder>"
+                f"the reward model cannot be trained from scratch on D_real: {reason}. Collect "
+                "more (each_task.rollouts), or give reward.checkpoint=<folder>"
             )
         run.reporter.say(f"  reward model kept at v{newest.reward}: {reason}")
         stage(f"{i} reward refused", lambda: {"reason": reason})
@@ -113,8 +119,8 @@ def refusals(run: Context, newest: Versions) -> dict[str, str]:
         numbers, accepted = run.config.for_task(task), len(found[task])
         if accepted < numbers.min_success:
             reasons[task] = (
-                f"D_syn+ holds {accepted} trajectories with P('yes') > {numbers.alpha:g}, fewer than "
-                f"task.{task}.min_success={numbers.min_success}; see the P('yes') histograms"
+                f"D_syn+ holds {accepted} trajectories with P('yes') > {numbers.alpha:g}, fewer "
+                f"than task.{task}.min_success={numbers.min_success}; see the P('yes') histograms"
             )
     return reasons
 

@@ -77,7 +77,7 @@ class Pi05Config:
 @dataclass
 class PolicyConfig:
     kind: str = "embedded"
-    checkpoint: str = "base"  # folder of the base policy; "base": committed with the code; "scratch": fresh weights
+    checkpoint: str = "base"  # a folder; "base": committed with the code; "scratch": fresh weights
     horizon: int = 15  # ticks that one chunk plans
     execute: int = 12  # ticks of a chunk that are executed before the next decision
     flow_steps: int = 5  # Euler steps from noise to actions

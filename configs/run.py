@@ -149,7 +149,7 @@ class RunConfig:
             self._check_simulated()
         elif self.task:
             raise ValueError(
-                "robot=recorded takes its tasks from the recordings' instructions: use task=recorded"
+                "robot=recorded takes its tasks from the recordings: use task=recorded"
             )
         self._check_local_cluster()
 
@@ -166,9 +166,10 @@ class RunConfig:
         need = self.peak_cpus()
         if not self.cluster.address and 0 < self.cluster.num_cpus < need:
             raise ValueError(
-                f"cluster.num_cpus={self.cluster.num_cpus} is too small: the widest stage needs {need:g} CPUs "
-                f"({sum(self.for_task(name).workers for name in self.task)} imagination workers of "
-                f"cluster.worker_cpus={self.cluster.worker_cpus:g}). Raise it, or lower task.<name>.workers"
+                f"cluster.num_cpus={self.cluster.num_cpus} is too small: the widest stage needs "
+                f"{need:g} CPUs ({sum(self.for_task(name).workers for name in self.task)} "
+                f"imagination workers of cluster.worker_cpus={self.cluster.worker_cpus:g}). "
+                "Raise it, or lower task.<name>.workers"
             )
 
     def for_task(self, name: str) -> TaskConfig:

@@ -54,16 +54,16 @@ def estimate(config: RunConfig, tasks: list[str]) -> list[str]:
         "imagination": imagined * config.imagination.max_chunks * rates.chunk / max(1, workers),
         "training": iterations * _training_s(config, rates),
     }
-    lines = [
-        f"  {iterations} iterations of {config.method.kind}: {real} real episodes, {imagined} imagined trajectories,"
-        f" {config.policy.train.steps} policy, {config.world_model.train.steps} world-model,"
-        f" {config.reward.train.steps} reward steps each",
+    disk = disk_bytes(config, real, imagined) / 2**30
+    return [
+        f"  {iterations} iterations of {config.method.kind}: {real} real episodes,"
+        f" {imagined} imagined trajectories, {config.policy.train.steps} policy,"
+        f" {config.world_model.train.steps} world-model, {config.reward.train.steps} reward steps"
+        " each",
         *(f"  {name:<14} about {span(value)}" for name, value in seconds.items()),
-        f"  total          about {span(sum(seconds.values()))}, {disk_bytes(config, real, imagined) / 2**30:.2f} GiB"
-        " of trajectories on disk",
+        f"  total          about {span(sum(seconds.values()))}, {disk:.2f} GiB of trajectories",
         f"  rates: {rates.source}",
     ]
-    return lines
 
 
 def _training_s(config: RunConfig, rates: Rates) -> float:

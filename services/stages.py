@@ -35,7 +35,7 @@ def fingerprint(value: object) -> str:
 
 
 class Stages:
-    """The finished stages under ``folder``, one manifest each. A finished stage never runs again."""
+    """The finished stages under ``folder``, one manifest each; none of them runs again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

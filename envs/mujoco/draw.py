@@ -128,10 +128,12 @@ class Draw(Task):
     def expert(self, sim: Simulation) -> Iterator[Cartesian]:
         """Take the marker out of its holder, set it down on the board and go round once."""
         grip = sim.body_position(MARKER) + 0.022 * UP
-        yield from go(sim, grip + 0.06 * UP, 0.5, Motion(tolerance=0.012, gain=1.6))
-        yield from go(sim, grip, 0.5, Motion(0.006))
+        yield from go(sim, grip + 0.08 * UP, 0.4, Motion(tolerance=0.006, gain=1.3))
+        yield from go(sim, grip, 0.4, Motion(0.006))
         yield from go(sim, grip, 1.0, Motion(0.0, 8))
         yield from go(sim, grip + 0.055 * UP, 1.0, Motion(tolerance=0.02, gain=1.6))
+        if not sim.gripper_touches(MARKER):
+            return  # without the marker there is nothing to steer by
         yield from go(sim, lambda: self._tool_for(sim, 0.0, 0.03), 1.0, Motion(0.012, gain=1.6))
         yield from go(sim, lambda: self._tool_for(sim, 0.0, 0.0), 1.0, Motion(0.004, 12, gain=1.6))
         for angle in np.linspace(0.0, 2 * np.pi + 0.5, 36):

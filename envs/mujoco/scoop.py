@@ -11,7 +11,7 @@ from envs.mujoco.rotations import matrix_from_euler, rotation_vector
 from envs.mujoco.sim import ANGULAR, LINEAR, Simulation
 from envs.mujoco.task import Cartesian, Task
 
-SCOOP, TRAY, BOWL = "scoop", "tray", "bowl"
+SCOOP, HANDLE, TRAY, BOWL = "scoop", "handle", "tray", "bowl"
 SNACKS = 12
 ENOUGH = 4  # snacks in the bowl
 SNACK_RADIUS = 0.012  # m
@@ -112,6 +112,8 @@ class Scoop(Task):
             Waypoint((bowl[0] + 0.03, bowl[1], 0.105), LOADED, 0.020, 30),
             Waypoint((bowl[0] + 0.03, bowl[1], 0.095), POURED, 0.0, 20),
         ):
+            if not sim.gripper_touches(HANDLE):
+                return  # without the scoop there is nothing to steer by
             yield from _carry(sim, waypoint)
 
 
@@ -176,7 +178,7 @@ def _add_scoop(spec: mujoco.MjSpec) -> None:
     for wall, mass in zip(walls, (0.03, 0.004, 0.004, 0.006), strict=True):
         wall.mass, wall.rgba = mass, STEEL
     body.add_geom(
-        name="handle",
+        name=HANDLE,
         type=mujoco.mjtGeom.mjGEOM_BOX,
         pos=HANDLE_CENTRE,
         size=HANDLE_HALF,

@@ -6,7 +6,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from envs.mujoco.experts import Motion, go, hold
+from envs.mujoco.experts import Motion, go, hold, tool_position
 from envs.mujoco.rotations import yaw_quaternion
 from envs.mujoco.sim import Simulation
 from envs.mujoco.task import Cartesian, Task
@@ -91,8 +91,7 @@ class Stack(Task):
         yield from go(sim, np.append(base, LIFT), 1.0, Motion(tolerance=0.010, yaw=yaw))
 
         def above_base() -> np.ndarray:
-            held = sim.body_position(self.upper)
-            slip = held - (sim.pose()[:3] - np.array([0.0, 0.0, 0.150]))
+            slip = sim.body_position(self.upper) - tool_position(sim)
             return np.append(base, 3 * HALF + 0.003) - slip
 
         yield from go(sim, above_base, 1.0, Motion(tolerance=0.004, ticks=30, yaw=yaw))

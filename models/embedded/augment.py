@@ -36,6 +36,15 @@ def random_blur(
     World models smear what they are unsure about; a judge must not take that for an answer.
     """
     share = (2 * torch.rand(len(images), 1, 1, 1, 1, generator=generator) - 1).clamp_min(0)
-    flat = functional.pad(images.flatten(0, 1), [2, 2, 2, 2], mode="replicate")
-    smooth = functional.avg_pool2d(flat, 5, stride=1).view_as(images)
-    return torch.lerp(images, smooth, share.to(images.device))
+    wide = functional.pad(images.flatten(0, 1), [2, 2, 2, 2], mode="replicate").view(
+        *images.shape[:3], images.shape[3] + 4, images.shape[4] + 4
+    )
+    rows = _sum_of_five(wide, dim=3)
+    return torch.lerp(images, _sum_of_five(rows, dim=4) / 25, share.to(images.device))
+
+
+def _sum_of_five(x: Tensor, dim: int) -> Tensor:
+    """Sums over windows of five along ``dim``; several times faster here than avg_pool2d."""
+    length = x.shape[dim] - 4
+    parts = [x.narrow(dim, start, length) for start in range(5)]
+    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4]

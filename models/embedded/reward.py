@@ -60,7 +60,9 @@ class RewardNet(nn.Module):
             nn.Linear(4 * frame + sizes.words, 64), nn.SiLU(), nn.Linear(64, 2)
         )
         self.register_buffer("pixel_mean", torch.zeros(3))
-        nn.init.zeros_(self.gate.weight)
+        # Strong gates from the start: two instructions that ask opposite things of the same frames
+        # differ by an exclusive or, and small gates never leave its saddle point.
+        nn.init.normal_(self.gate.weight)
 
     def forward(
         self,
@@ -132,7 +134,9 @@ class EmbeddedReward:
         if not clips:
             return []
         frames, words = self._inputs(clips)
-        logits = in_groups(lambda part, said: self._net(_centred(part), said), frames, words)
+        logits = in_groups(
+            lambda part, said: self._net(_centred(part), said), frames, words, size=1
+        )
         return [Score(p_yes=float(row[0]), mass=1.0) for row in logits.double().softmax(dim=1)]
 
     def _inputs(

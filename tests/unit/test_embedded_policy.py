@@ -15,7 +15,7 @@ WORDS = ("push the red block", "push the blue block")
 
 def small(**changes: int) -> PolicyConfig:
     sizes = EmbeddedPolicyConfig(width=32, layers=1, heads=2, views=[2], words=32)
-    return PolicyConfig(horizon=changes.get("horizon", 6), flow_steps=5, embedded=sizes)
+    return PolicyConfig(horizon=changes.get("horizon", 6), execute=6, embedded=sizes)
 
 
 def scene(rng: np.random.Generator, side: int) -> np.ndarray:

@@ -18,10 +18,10 @@ WORDS = ("show the red square", "show the green square")
 def clip(seed: int, colour: int, asked: int, frames: int = 16) -> Clip:
     """Noise all along; in the last four frames a square of a colour appears somewhere."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(60, 140, (frames, 3, 24, 40, 3), dtype=np.uint8)
-    y, x = rng.integers(0, 14), rng.integers(0, 30)
+    images = rng.integers(90, 110, (frames, 3, 16, 24, 3), dtype=np.uint8)
+    y, x = rng.integers(0, 9), rng.integers(0, 17)
     square = (220, 30, 30) if colour == 0 else (30, 220, 30)
-    images[-4:, :, y : y + 10, x : x + 10] = square
+    images[-4:, :, y : y + 8, x : x + 8] = square
     return Clip(images, tuple(range(frames)), WORDS[asked])
 
 
@@ -35,12 +35,11 @@ def labelled(count: int, seed: int) -> RewardBatch:
 @pytest.fixture(scope="module")
 def trained() -> EmbeddedReward:
     model = EmbeddedReward(RewardConfig(), seed=0)
-    batch = labelled(48, seed=1)
-    model.fit_statistics(batch)
+    model.fit_statistics(labelled(16, seed=1))
     optimiser = torch.optim.AdamW(model.module().parameters(), 2e-3, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(120):
-        loss = model.loss(batch, generator).mean()
+    for step in range(120):
+        loss = model.loss(labelled(16, seed=10 + step), generator).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,5 +1,7 @@
 """The embedded world model: its loss, its memory, what it learns, folders."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,29 +13,29 @@ from models.embedded.world_model import EmbeddedWorldModel, history_rows
 from models.interfaces import WorldModelBatch
 from models.metrics.image import psnr
 
-SIZE = (24, 32)
+SIZE = (16, 24)
 
 
 def small(**changes: float) -> WorldModelConfig:
-    sizes = EmbeddedWorldModelConfig(channels=[32, 48], latent=24)
+    sizes = EmbeddedWorldModelConfig(channels=[32, 48], latent=16)
     for name, value in changes.items():
         setattr(sizes, name, value)
     return WorldModelConfig(embedded=sizes)
 
 
 def episode(seed: int, frames: int = 17) -> tuple[np.ndarray, np.ndarray]:
-    """A bright square at the place that x and y of the pose name; each view has its own ground."""
+    """A soft light at the place that x and y of the pose name; each view has its own ground."""
     rng = np.random.default_rng(seed)
-    way = np.cumsum(rng.uniform(-2.5, 2.5, (frames, 2)), axis=0) + rng.uniform(4, 12, 2)
-    way = np.clip(way, 0, [SIZE[1] - 8, SIZE[0] - 8])
-    images = np.zeros((frames, 3, *SIZE, 3), np.uint8)
-    images[:, 1] = 60
-    images[:, 2, :, :16] = 120
-    for row, (x, y) in enumerate(way.round().astype(int)):
-        images[row, :, y : y + 8, x : x + 8] = (230, 180, 40)
+    corners = rng.uniform(3, [SIZE[1] - 3, SIZE[0] - 3], (5, 2))
+    way = np.concatenate([np.linspace(a, b, 4, endpoint=False) for a, b in pairwise(corners)])
+    way = np.concatenate([way, corners[-1:]])[:frames]
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    away = (x - way[:, 0, None, None]) ** 2 + (y - way[:, 1, None, None]) ** 2
+    light = np.exp(-away / 18)[:, None, ..., None] * np.array([160, 120, 20])
+    ground = np.array([20, 60, 90])[:, None, None, None] * np.ones((3, *SIZE, 3))
     poses = np.zeros((frames, 7), np.float32)
     poses[:, :2] = way / 40
-    return images, poses
+    return np.clip(ground + light, 0, 255).astype(np.uint8), poses
 
 
 def windows(count: int, seed: int) -> WorldModelBatch:
@@ -53,9 +55,13 @@ def start(images: np.ndarray) -> StartState:
     return StartState("real", 0, "push", "push", images[0], np.zeros(7, np.float32), 0.0)
 
 
-def rollout(model: EmbeddedWorldModel, seeds: list[int], chunks: int = 3) -> np.ndarray:
+def rollout(
+    model: EmbeddedWorldModel, seeds: list[int], chunks: int = 3, lead: int = 0
+) -> np.ndarray:
+    """Imagine episodes; ``lead`` moves to the poses of the episode that many places further."""
     episodes = [episode(seed) for seed in seeds]
     slots = [model.begin(start(images), seed) for seed, (images, _) in enumerate(episodes)]
+    episodes = episodes[lead:] + episodes[:lead]
     parts = []
     for chunk in range(chunks):
         rows = slice(4 * chunk, 4 * chunk + 5)
@@ -69,9 +75,9 @@ def trained() -> EmbeddedWorldModel:
     model.fit_statistics(windows(64, seed=1))
     optimiser = torch.optim.AdamW(model.module().parameters(), 2e-3)
     generator = torch.Generator().manual_seed(0)
-    for step in range(300):
+    for step in range(200):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * (1 - step / 300) + 1e-5
+            group["lr"] = 2e-3 * (1 - step / 200) + 1e-5
         loss = model.loss(windows(8, seed=step), generator).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -88,7 +94,7 @@ def test_follows_the_poses_for_three_chunks_on_unseen_episodes(trained):
     by_chunk = psnr(real[:, 1:], imagined).mean(axis=(0, 2)).reshape(3, 4).mean(axis=1)
     still = psnr(real[:, 1:], copied).mean(axis=(0, 2)).reshape(3, 4).mean(axis=1)
     assert (by_chunk > still + 2.0).all(), (by_chunk, still)
-    wrong = psnr(real[:, 1:], rollout(trained, seeds[::-1])[::-1]).mean()
+    wrong = psnr(real[:, 1:], rollout(trained, seeds, lead=3)).mean()
     assert by_chunk.mean() > wrong + 3.0, "the poses of other episodes must give other frames"
 
 
@@ -124,7 +130,7 @@ def test_a_fresh_model_keeps_the_current_frame():
     kept = psnr(images[:1].repeat(4, 0)[None], model.imagine([slot], poses[None, :5]))
     rebuilt = model._net.latents.decode(slot.latents[0][None]).numpy()
     ceiling = psnr(images[:1], rebuilt)
-    np.testing.assert_allclose(kept[0], ceiling.repeat(4, 0), atol=0.05)
+    np.testing.assert_allclose(kept[0], ceiling.repeat(4, 0), atol=0.3)
 
 
 def test_the_loss_of_a_silent_network_is_one():
@@ -165,9 +171,9 @@ def test_a_saved_model_imagines_the_same(trained, tmp_path):
     assert loaded.version == 3
     assert isinstance(loaded, EmbeddedWorldModel)
     np.testing.assert_array_equal(rollout(loaded, [100], 1), rollout(trained, [100], 1))
-    with pytest.raises(ValueError, match=r"views of \(24, 32\) pixels, the robot's are \(48, 80\)"):
+    with pytest.raises(ValueError, match=r"views of \(16, 24\) pixels, the robot's are \(48, 80\)"):
         load_world_model(small(), tmp_path, 3, (48, 80))
-    with pytest.raises(ValueError, match="latent is 24 in the folder, 12 in the config"):
+    with pytest.raises(ValueError, match="latent is 16 in the folder, 12 in the config"):
         load_world_model(small(latent=12), tmp_path, 3, SIZE)
 
 
@@ -182,9 +188,9 @@ def test_default_sizes_fit_a_repository(tmp_path):
 def test_refusals(trained):
     images, poses = episode(0)
     with pytest.raises(ValueError, match="multiples of"):
-        EmbeddedWorldModel(small(), (20, 32), seed=0)
+        EmbeddedWorldModel(small(), (20, 24), seed=0)
     with pytest.raises(ValueError, match="does not fit a world model"):
-        trained.begin(start(images[:, :, :16]), 0)
+        trained.begin(start(images[:, :, :8]), 0)
     with pytest.raises(ValueError, match="1 slots need as many rows of poses, got 2"):
         trained.imagine([trained.begin(start(images), 0)], np.stack([poses[:5]] * 2))
     with pytest.raises(ValueError, match="multiples of 8"):

@@ -17,19 +17,22 @@ LIGHT = [
 
 
 def test_the_floor_plan_is_complete():
-    assert sorted(
-        [
-            "actors",
-            "cluster",
-            "configs",
-            "contracts",
-            "envs",
-            "learners",
-            "models",
-            "replay",
-            "services",
-        ]
-    ) == PACKAGES
+    assert (
+        sorted(
+            [
+                "actors",
+                "cluster",
+                "configs",
+                "contracts",
+                "envs",
+                "learners",
+                "models",
+                "replay",
+                "services",
+            ]
+        )
+        == PACKAGES
+    )
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -49,7 +52,7 @@ def test_the_robots_host_needs_neither_torch_nor_ray(module):
 
 
 def test_no_placeholder_package_is_asked_for():
-    """openpi and polymetis on PyPI are empty names; torchvision breaks transformers beside CPU torch."""
+    """openpi and polymetis on PyPI are empty; torchvision breaks transformers beside CPU torch."""
     wanted = (ROOT / "requirements.txt").read_text().lower().splitlines()
     names = {line.split("==")[0].strip() for line in wanted if line and not line.startswith("#")}
     assert not names & {
