@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test lint setup browser clean
+.PHONY: run test lint base benchmark setup browser clean
 
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
@@ -13,11 +13,17 @@ test: setup browser  ## lint, types, floors and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files
+
+base: setup  ## train the small base models anew from scripted demonstrations (docs/embedded-models.md)
+	$(BIN)/python ray_job.py scale=pretrain task=all $(ARGS)
+
+benchmark: setup  ## print the figures of benchmarks/RESULTS.md on this machine
+	$(BIN)/python benchmarks/simulation.py
 
 setup: $(VENV)/.installed
 

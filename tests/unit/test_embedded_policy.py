@@ -69,7 +69,7 @@ def trained() -> EmbeddedPolicy:
     policy = EmbeddedPolicy(small(), seed=0)
     batch = demonstrations(32)
     policy.fit_statistics(batch)
-    train(policy, batch, 250)
+    train(policy, batch, 180)
     return policy
 
 
