@@ -13,15 +13,13 @@ schema.register()
 
 @hydra.main(version_base=None, config_path="configs", config_name="run")
 def main(config: DictConfig) -> None:
-    """Check the config, then do the job it names. Bad input is one line and exit status 2."""
-    # Imported late: a misspelt key must not wait for torch and Ray.
-    from cluster.jobs import run_job  # noqa: PLC0415
-
+    """Check the config, then do the job it names. Bad input is one line and exit status 1."""
     try:
+        # Imported late: a misspelt key must not wait for torch and Ray.
+        from cluster.jobs import run_job  # noqa: PLC0415
+
         run_job(schema.to_run(config), Path.cwd())
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command continues where it stopped")

@@ -17,7 +17,7 @@ from envs.recorded.robot import RecordedRobot
 from services.progress import Bar
 from services.serving import PolicyServer
 
-PLAY_NOISE = (0.0, 0.02, 0.05, 0.1)  # per tick; 0.02 is what experts survive, 0.1 makes most fail
+PLAY_NOISE = (0.05, 0.1, 0.2, 0.3)  # per tick; experts survive 0.02, from 0.2 on most fail
 
 
 def demonstrations(run: Context) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from services.progress import Reporter
 from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
-MAY_CHANGE = ("out", "dry_run", "job", "cluster")  # settings that do not alter what a run computes
+ELSEWHERE = ("out", "dry_run", "job", "cluster")  # says where and whether a run runs, not which it is
+MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
+    "each_task.workers",
+    "task.*.workers",
+    "imagination.slots",
+    "imagination.lease_s",
+    "robot.count",
+    "robot.resource",
+)
 
 
 def run_job(config: RunConfig, cwd: Path) -> None:
@@ -60,13 +69,15 @@ def task_names(config: RunConfig) -> list[str]:
 def claim(folder: Path, config: RunConfig) -> None:
     """Write ``run.json``, or check that the folder's run has the same settings.
 
+    A run that ended before its stores were made has computed nothing: its settings may be mended.
+
     Raises:
         ValueError: the folder holds another run, or cannot be written.
     """
-    settings = {key: value for key, value in asdict(config).items() if key not in MAY_CHANGE}
+    settings = {key: value for key, value in asdict(config).items() if key not in ELSEWHERE}
     path = folder / "run.json"
     try:
-        if path.exists():
+        if path.exists() and (folder / "stores").exists():
             _same_settings(folder, read_json(path)["settings"], settings)
         else:
             write_json(path, {"settings": settings, "job": config.job})
@@ -80,7 +91,11 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 
 def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [f"{key} was {was!r}, now {now!r}" for key, was, now in differences(old, new)]
+    changed = [
+        f"{key} was {was!r}, now {now!r}"
+        for key, was, now in differences(old, new)
+        if not any(fnmatch(key, free) for free in MAY_CHANGE)
+    ]
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same "
@@ -107,7 +122,7 @@ def _require_run(folder: Path) -> None:
 def _print_plan(config: RunConfig, tasks: list[str]) -> None:
     """What would run where, how much of it, and for how long. Starts nothing."""
     console = Console()
-    nodes = local_nodes(config)
+    nodes = local_nodes(config, tasks)
     plan = processes(config, tasks)
     title = (
         "plan on a local Ray"
@@ -128,7 +143,7 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
     with ExitStack() as stack:
         reporter = stack.enter_context(Reporter(folder))
         reporter.event("start", job=config.job, tasks=tasks)
-        stack.enter_context(session(config))
+        stack.enter_context(session(config, tasks))
         reporter.event("plan", plan=describe(placed(config, tasks)))
         stores = {name: str(folder / "stores" / name) for name in STORES}
         replay = start(ReplayService, stores, num_cpus=0, max_restarts=-1, max_task_retries=-1)

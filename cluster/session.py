@@ -1,6 +1,7 @@
 """Starts or joins a Ray cluster, and asks it what it has."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ NOT_SHIPPED = [
 
 
 @contextmanager
-def session(run: RunConfig) -> Iterator[None]:
+def session(run: RunConfig, tasks: list[str]) -> Iterator[None]:
     """A Ray that this run may use: its own, stopped at the end, or one that is already up.
 
     Raises:
@@ -40,7 +41,7 @@ def session(run: RunConfig) -> Iterator[None]:
     if run.cluster.address:
         _join(run)
     else:
-        _start(run)
+        _start(run, tasks)
     try:
         yield
     finally:
@@ -61,9 +62,9 @@ def _join(run: RunConfig) -> None:
         ) from error
 
 
-def _start(run: RunConfig) -> None:
+def _start(run: RunConfig, tasks: list[str]) -> None:
     ray.init(
-        num_cpus=run.cluster.num_cpus or max(2, round(run.peak_cpus() + 0.5)),
+        num_cpus=_local_cpus(run, tasks),
         resources={run.robot.resource: run.robot.count},
         object_store_memory=run.cluster.object_store_mb * 2**20,
         include_dashboard=run.cluster.dashboard,
@@ -93,9 +94,14 @@ def nodes(resource: str) -> list[Node]:
     return found
 
 
-def local_nodes(run: RunConfig) -> list[Node]:
+def _local_cpus(run: RunConfig, tasks: list[str]) -> int:
+    """As many as the widest stage asks for: these are Ray's shares, not the machine's cores."""
+    return run.cluster.num_cpus or max(2, math.ceil(run.peak_cpus(tasks)))
+
+
+def local_nodes(run: RunConfig, tasks: list[str]) -> list[Node]:
     """The one node that a local Ray will be, for a plan made before it starts."""
-    cpus = run.cluster.num_cpus or max(2, round(run.peak_cpus() + 0.5))
+    cpus = _local_cpus(run, tasks)
     return [Node("this machine", cpus, 0, (run.robot.resource,), run.robot.count)]
 
 

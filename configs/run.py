@@ -1,5 +1,6 @@
 """The whole run: Algorithm 1's numbers, the tasks, and the parts above."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 from configs.checks import at_least, inside, one_of
@@ -185,10 +186,13 @@ class RunConfig:
         """Longest real episode of a task, in 15 Hz ticks."""
         return self.for_task(name).max_ticks or TASKS[name]
 
-    def peak_cpus(self) -> float:
-        """Logical CPUs of the widest stage: collecting, imagining or learning."""
+    def peak_cpus(self, tasks: Iterable[str] = ()) -> float:
+        """Logical CPUs of the widest stage: collecting, imagining or learning.
+
+        ``tasks``: those of the recordings, where the config names none.
+        """
         cluster = self.cluster
-        workers = sum(self.for_task(name).workers for name in self.task) or self.each_task.workers
+        workers = sum(self.for_task(name).workers for name in (self.task or tasks))
         collect = (self.robot.count + 1) * cluster.worker_cpus
         imagine = workers * cluster.worker_cpus + cluster.scorer_cpus
         learn = cluster.learner_workers * cluster.learner_cpus

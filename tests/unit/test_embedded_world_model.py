@@ -9,6 +9,7 @@ import torch
 from configs.world_model import EmbeddedWorldModelConfig, WorldModelConfig
 from contracts.types import StartState
 from models.build import build_world_model, load_world_model
+from models.embedded.rows import noise_of
 from models.embedded.world_model import EmbeddedWorldModel, history_rows
 from models.interfaces import WorldModelBatch
 from models.metrics.image import psnr
@@ -117,7 +118,10 @@ def test_noise_follows_seed_and_chunk():
     first = model.imagine(slots, poses)
     np.testing.assert_array_equal(first[0], first[1])
     assert (first[0] != first[2]).any()
-    assert [slot.chunk for slot in slots] == [1, 1, 1]
+    keys = ([1, 1], [1, 1], [2, 1])
+    for slot, key, path in zip(slots, keys, poses, strict=True):
+        _, _, noise = model._inputs(slot, path)
+        assert torch.equal(noise, noise_of(key, (4, 16, 6, 3)))
 
 
 def test_a_fresh_model_keeps_the_current_frame():
@@ -131,6 +135,16 @@ def test_a_fresh_model_keeps_the_current_frame():
     rebuilt = model._net.latents.decode(slot.latents[0][None]).numpy()
     ceiling = psnr(images[:1], rebuilt)
     np.testing.assert_allclose(kept[0], ceiling.repeat(4, 0), atol=0.3)
+
+
+def test_preconditioning_is_karras_with_unit_data():
+    model = EmbeddedWorldModel(small(), SIZE, seed=0)
+    with torch.no_grad():
+        model._net.unet.out.bias.fill_(0.5)  # its weights start at zero: the network says 0.5
+    noisy = torch.full((1, 4, 16, 6, 3), 2.0)
+    known, poses = torch.zeros(1, 7, 16, 6, 3), torch.zeros(1, 11, 10)
+    clean = model._net.denoise(noisy, torch.tensor([3.0]), known, poses).detach()
+    np.testing.assert_allclose(clean.numpy(), 2.0 / 10 + 0.5 * 3 / 10**0.5, rtol=1e-5)
 
 
 def test_the_loss_of_a_silent_network_is_one():

@@ -12,7 +12,7 @@ LIGHT = [
     "configs.schema",
     "actors.rollout",
     "envs.mujoco.robot",
-    "envs.recorded.reader",
+    "envs.recorded.robot",
 ]
 
 
