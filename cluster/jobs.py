@@ -14,8 +14,8 @@ from cluster import pretrain, summary
 from cluster.checkpoints import CheckpointFolder, base_folder
 from cluster.context import STORES, Context
 from cluster.handles import answer, start
-from cluster.placement import describe, place, processes
-from cluster.session import local_nodes, placed, session
+from cluster.placement import big_enough, describe, place, processes
+from cluster.session import placed, session
 from cluster.vlaw import algorithm_1
 from configs.run import RunConfig
 from envs.recorded.robot import RecordedRobot
@@ -24,7 +24,12 @@ from services.progress import Reporter
 from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
-ELSEWHERE = ("out", "dry_run", "job", "cluster")  # says where and whether a run runs, not which it is
+ELSEWHERE = (
+    "out",
+    "dry_run",
+    "job",
+    "cluster",
+)  # says where and whether a run runs, not which it is
 MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
     "each_task.workers",
     "task.*.workers",
@@ -122,14 +127,10 @@ def _require_run(folder: Path) -> None:
 def _print_plan(config: RunConfig, tasks: list[str]) -> None:
     """What would run where, how much of it, and for how long. Starts nothing."""
     console = Console()
-    nodes = local_nodes(config, tasks)
     plan = processes(config, tasks)
-    title = (
-        "plan on a local Ray"
-        if not config.cluster.address
-        else "plan, as if on one node of the needed size"
-    )
-    console.print(f"[bold]{title}[/]\n{describe(place(plan, nodes))}", highlight=False)
+    node = big_enough(plan)
+    title = f"plan, on {node.name} with {node.cpus:g} CPUs and {node.gpus:g} GPUs for Ray"
+    console.print(f"[bold]{title}[/]\n{describe(place(plan, [node]))}", highlight=False)
     console.print("\n".join(estimate(config, tasks)), highlight=False)
 
 

@@ -70,6 +70,20 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
     return plan
 
 
+def big_enough(plan: list[Process]) -> Node:
+    """One node that just holds the widest stage, to draw a plan on before there is a cluster."""
+    stages = {process.stage for process in plan}
+    widest = [[p for p in plan if p.stage == stage] for stage in stages]
+    robots = max(sum(p.count for p in part if p.resource) for part in widest)
+    return Node(
+        "one machine",
+        cpus=max(sum(p.count * p.cpus for p in part) for part in widest),
+        gpus=max(sum(p.count * p.gpus for p in part) for part in widest),
+        resources=tuple(sorted({p.resource for p in plan if p.resource})),
+        robots=robots,
+    )
+
+
 def place(plan: list[Process], nodes: list[Node]) -> list[Placed]:
     """First fit of every stage on the nodes.
 

@@ -99,12 +99,6 @@ def _local_cpus(run: RunConfig, tasks: list[str]) -> int:
     return run.cluster.num_cpus or max(2, math.ceil(run.peak_cpus(tasks)))
 
 
-def local_nodes(run: RunConfig, tasks: list[str]) -> list[Node]:
-    """The one node that a local Ray will be, for a plan made before it starts."""
-    cpus = _local_cpus(run, tasks)
-    return [Node("this machine", cpus, 0, (run.robot.resource,), run.robot.count)]
-
-
 def placed(run: RunConfig, tasks: list[str]) -> list[Placed]:
     """Where the connected cluster can hold the run, or a ShortageError."""
     return place(processes(run, tasks), nodes(run.robot.resource))

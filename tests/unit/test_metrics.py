@@ -36,7 +36,7 @@ def test_ssim_of_flat_images_is_the_luminance_term():
 
 
 def test_ssim_equals_the_mean_over_windows_one_by_one():
-    """The definition, window by window; scipy's gaussian_filter gives the same 0.49474999952904675."""
+    """The definition, window by window; scipy's gaussian_filter gives 0.49474999952904675."""
     rng = np.random.default_rng(1)
     ramp = np.linspace(0, 255, 20)[:, None, None] * np.ones((1, 15, 3))
     first = np.clip(ramp + rng.normal(0, 9, ramp.shape), 0, 255).astype(np.uint8)

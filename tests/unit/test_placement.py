@@ -1,6 +1,14 @@
 import pytest
 
-from cluster.placement import Node, Process, ShortageError, describe, place, processes
+from cluster.placement import (
+    Node,
+    Process,
+    ShortageError,
+    big_enough,
+    describe,
+    place,
+    processes,
+)
 from configs.run import ClusterConfig, MethodConfig, RunConfig, TaskOverrides
 
 GPU_RIG = [
@@ -63,3 +71,16 @@ def test_the_plan_in_words_counts_and_places():
     text = describe(place(processes(run, ["book"]), [Node("here", 8, 0, ("robot",), 2)]))
     assert "2 x robot" in text
     assert "on here" in text
+
+
+def test_the_node_that_a_plan_is_drawn_on_holds_its_widest_stage_and_no_more():
+    plan = [
+        Process("collect", "robot", 2, cpus=1, gpus=0, resource="arm"),
+        Process("imagine", "worker", 3, cpus=2, gpus=0.5),
+        Process("imagine", "scorer", 1, cpus=1, gpus=1),
+    ]
+    node = big_enough(plan)
+    assert (node.cpus, node.gpus, node.robots, node.resources) == (7, 2.5, 2, ("arm",))
+    place(plan, [node])
+    with pytest.raises(ShortageError):
+        place([*plan, Process("imagine", "one more", 1, cpus=0, gpus=0.5)], [node])
