@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from cluster import pretrain, summary
-from cluster.checkpoints import CheckpointFolder, base_folder
+from cluster.checkpoints import CheckpointFolder
 from cluster.context import STORES, Context
 from cluster.handles import answer, start
 from cluster.placement import big_enough, describe, place, processes
 from cluster.session import placed, session
+from cluster.setup import check_bases
 from cluster.vlaw import algorithm_1
 from configs.run import RunConfig
 from envs.recorded.robot import RecordedRobot
@@ -54,6 +55,8 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         return
     if config.job == "report":
         _require_run(folder)
+    if config.job == "loop" and Stages(folder / "stages").result("base") is None:
+        check_bases(config)
     claim(folder, config)
     with open_run(config, folder, tasks) as run:
         if config.job == "pretrain":
@@ -64,9 +67,9 @@ def run_job(config: RunConfig, cwd: Path) -> None:
 
 
 def task_names(config: RunConfig) -> list[str]:
-    """The tasks of a run: configured ones, or the instructions of the recordings."""
+    """The tasks of a run: configured ones, or the instructions of the recordings to train on."""
     if config.robot.kind == "recorded":
-        robot = RecordedRobot(config.robot.path, config.robot.height, config.robot.width)
+        robot = RecordedRobot(config.robot.path, config.robot.height, config.robot.width, "train")
         return sorted(robot.tasks())
     return list(config.task)
 

@@ -1,13 +1,71 @@
 """What must stand before the first iteration: base checkpoints under the run's own versions."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cluster import learning
-from cluster.checkpoints import Kind, base_folder
+from cluster.checkpoints import MANIFEST, Kind, base_folder, verified
 from cluster.context import Context
+from configs.policy import PolicyConfig
+from configs.reward import RewardConfig
+from configs.run import RunConfig
+from configs.world_model import WorldModelConfig
+from models.build import load_policy, load_reward, load_world_model
 from services.stages import read_json
 
 PRETRAINED = "pretraining.json"  # beside committed weights: the command and data that made them
+
+Part = PolicyConfig | WorldModelConfig | RewardConfig
+
+
+def check_bases(config: RunConfig) -> None:
+    """Refuse bases that would fail minutes later, in another process.
+
+    Small ones are loaded on trial; of large ones the folder must be there, and whole where it is
+    another run's checkpoint.
+
+    Raises:
+        ValueError: it names the folder and what to give instead.
+    """
+    for kind, part in _parts(config):
+        if part.checkpoint == "base" and part.kind != "embedded":
+            raise ValueError(
+                f"{kind}.checkpoint=base is a model of {kind}.kind=embedded, not {part.kind}. Give "
+                f"{kind}.checkpoint=<folder>, or {kind}.checkpoint=scratch"
+            )
+        folder = base_folder(kind, part.checkpoint)
+        if folder is None:
+            continue
+        if (folder / MANIFEST).exists():
+            verified(folder)
+        if part.kind == "embedded":
+            _try(config, kind, folder)
+
+
+def _parts(config: RunConfig) -> Iterator[tuple[Kind, Part]]:
+    yield "policy", config.policy
+    if config.method.kind == "vlaw":
+        yield "world_model", config.world_model
+        yield "reward", config.reward
+
+
+def _try(config: RunConfig, kind: Kind, folder: Path) -> None:
+    try:
+        match kind:
+            case "policy":
+                load_policy(config.policy, folder, 0)
+            case "world_model":
+                size = (config.robot.height, config.robot.width)
+                load_world_model(config.world_model, folder, 0, size)
+            case "reward":
+                load_reward(config.reward, folder, 0)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{kind}.checkpoint: {folder} is damaged ({error}). Give another folder"
+        ) from error
 
 
 def publish_bases(run: Context) -> dict[str, Any]:

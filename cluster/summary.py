@@ -42,7 +42,10 @@ def write(run: Context) -> Path:
     data = gather(run)
     path = write_report(data, run.folder)
     run.reporter.say("")
-    run.reporter.console.print(results_table(data))
+    if data.evaluations:
+        run.reporter.console.print(results_table(data))
+    for note in data.notes:
+        run.reporter.say(note)
     run.reporter.say(f"{data.promise}\nreport: {path}")
     run.reporter.event("report", path=str(path))
     return path

@@ -15,6 +15,17 @@ def one_of(flag: str, value: str, allowed: Iterable[str]) -> None:
     raise ValueError(f"{flag}={value!r} is not one of {', '.join(names)}.{hint}")
 
 
+def has_base(flag: str, kind: str, checkpoint: str) -> None:
+    """Only the embedded models have weights that are committed with the code."""
+    if checkpoint == "base" and kind != "embedded":
+        raise ValueError(
+            f"{flag}.checkpoint=base is an embedded model, not {kind}: give "
+            f"{flag}.checkpoint=<folder>, or {flag}.checkpoint=scratch for fresh weights"
+        )
+    if not checkpoint:
+        raise ValueError(f"{flag}.checkpoint is not set: give {flag}.checkpoint=<folder>")
+
+
 def at_least(flag: str, value: float, low: float) -> None:
     if not value >= low:
         raise ValueError(f"{flag}={value} must be at least {low:g}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
-from configs.checks import at_least, inside, one_of
+from configs.checks import at_least, has_base, inside, one_of
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
 from configs.robot import TASKS, RobotConfig
@@ -142,6 +142,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of("job", self.job, JOBS)
+        has_base("policy", self.policy.kind, self.policy.checkpoint)
+        has_base("world_model", self.world_model.kind, self.world_model.checkpoint)
+        has_base("reward", self.reward.kind, self.reward.checkpoint)
         if not self.out:
             raise ValueError("out='' names no folder: give out=<folder>")
         for name in self.task:

@@ -7,6 +7,7 @@ from configs.run import RunConfig, TaskConfig, TaskOverrides
 from configs.training import TrainConfig
 
 schema.register()
+GIVEN = ["policy.checkpoint=/models/pi05", "world_model.checkpoint=/models/ctrl_world"]
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def run_of(request):
 
 
 def test_full_scale_is_the_papers_experiment(run_of):
-    run = run_of("scale=full")
+    run = run_of("scale=full", *GIVEN)
     assert sorted(run.task) == ["book", "draw", "erase", "scoop", "stack"]
     numbers = [run.for_task(name) for name in run.task]
     assert {(n.rollouts, n.imagine, n.alpha) for n in numbers} == {(50, 500, 0.8)}
@@ -47,7 +48,7 @@ def test_one_task_may_have_more_workers_than_the_others(run_of):
 
 
 def test_a_value_on_the_command_line_beats_the_scale(run_of):
-    assert run_of("scale=full", "policy.train.steps=7").policy.train.steps == 7
+    assert run_of("scale=full", "policy.train.steps=7", *GIVEN).policy.train.steps == 7
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,8 @@ def test_hydra_refuses_what_the_schema_does_not_know(run_of, override, flag):
     [
         (["each_task.alpha=1.5"], r"each_task.alpha=1.5 must lie inside \(0, 1\)"),
         (["task=book", "task.book.alpha=0"], r"task.book.alpha=0.0 must lie inside"),
+        (["scale=full"], "policy.checkpoint is not set: give policy.checkpoint=<folder>"),
+        (["policy.kind=pi05"], "policy.checkpoint=base is an embedded model, not pi05"),
         (["policy.kind=pi5"], "Did you mean policy.kind=pi05"),
         (["robot=recorded"], "needs robot.path="),
         (["task=recorded"], "zero tasks: choose some with task=all"),
