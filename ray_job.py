@@ -15,10 +15,11 @@ schema.register()
 def main(config: DictConfig) -> None:
     """Check the config, then do the job it names. Bad input is one line and exit status 1."""
     try:
-        # Imported late: a misspelt key must not wait for torch and Ray.
+        run = schema.to_run(config)
+        # Imported late: whoever gave a bad value does not wait for torch and Ray.
         from cluster.jobs import run_job  # noqa: PLC0415
 
-        run_job(schema.to_run(config), Path.cwd())
+        run_job(run, Path.cwd())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

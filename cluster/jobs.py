@@ -25,12 +25,7 @@ from services.progress import Reporter
 from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
-ELSEWHERE = (
-    "out",
-    "dry_run",
-    "job",
-    "cluster",
-)  # says where and whether a run runs, not which it is
+ELSEWHERE = ("out", "dry_run", "job", "cluster")  # say where and whether a run runs, not which
 MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
     "each_task.workers",
     "task.*.workers",
@@ -140,10 +135,6 @@ def _print_plan(config: RunConfig, tasks: list[str]) -> None:
 @contextmanager
 def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Context]:
     """Start or join Ray, check that the run fits, start the replay service."""
-    if config.job == "loop":
-        base_folder("policy", config.policy.checkpoint)
-        base_folder("world_model", config.world_model.checkpoint)
-        base_folder("reward", config.reward.checkpoint)
     with ExitStack() as stack:
         reporter = stack.enter_context(Reporter(folder))
         reporter.event("start", job=config.job, tasks=tasks)

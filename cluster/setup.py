@@ -31,11 +31,6 @@ def check_bases(config: RunConfig) -> None:
         ValueError: it names the folder and what to give instead.
     """
     for kind, part in _parts(config):
-        if part.checkpoint == "base" and part.kind != "embedded":
-            raise ValueError(
-                f"{kind}.checkpoint=base is a model of {kind}.kind=embedded, not {part.kind}. Give "
-                f"{kind}.checkpoint=<folder>, or {kind}.checkpoint=scratch"
-            )
         folder = base_folder(kind, part.checkpoint)
         if folder is None:
             continue

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,38 +22,27 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 600.0
 MARK = "VLAW_TEST_RUN"  # an environment variable that every process of a run inherits
 
-SMALL = [
-    "robot.height=24", "robot.width=40",
-    "policy.embedded.width=32", "policy.embedded.layers=1",
-    "world_model.embedded.channels=[16,32]",
-    "reward.embedded.width=8",
-    "cluster.object_store_mb=100", "cluster.dashboard=false",
-    *(
-        f"{learner}.train.{setting}"
-        for learner in ("policy", "world_model", "reward")
-        for setting in ("steps=4", "batch=4", "warmup=1", "checkpoint_every=2")
-    ),
-]  # fmt: skip
-
 
 @dataclass
 class Job:
-    """One ``ray_job.py`` in a process group of its own."""
+    """One ``ray_job.py`` in a process group of its own; ``folder`` is its ``out``."""
 
+    folder: Path
     arguments: list[str]
     log: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "ray_job.py"), *self.arguments],
-            cwd=self.log.parent,
-            env=os.environ | {MARK: self.mark},
-            stdin=subprocess.DEVNULL,
-            stdout=self.log.open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, ROOT / "ray_job.py", *self.arguments, f"out={self.folder}"],
+                cwd=self.log.parent,
+                env=os.environ | {MARK: self.mark, "COLUMNS": "200"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def output(self) -> str:
@@ -62,21 +52,36 @@ class Job:
         """Wait for the end and return the exit status."""
         return self.process.wait(TIMEOUT_S)
 
+    def when(self, reached: Callable[[], bool]) -> None:
+        """Wait until the run is there. It must not end before."""
+        until = time.monotonic() + TIMEOUT_S
+        while not reached():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < until, self.output
+            time.sleep(0.05)
+
     def interrupt(self) -> None:
-        """What Ctrl-C does: SIGINT to the group that the terminal started."""
+        """What Ctrl-C does: SIGINT to the whole group that the terminal started."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def living(self) -> list[int]:
-        """Processes of this run that are still there, children of children included."""
+    def living(self) -> dict[int, str]:
+        """Processes of this run that are still there, by id: what Ray started for it included."""
         wanted = f"{MARK}={self.mark}".encode()
-        found = []
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if wanted in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().decode()
             except OSError:  # it ended while this looked, or is not ours
                 continue
         return found
+
+    def vanish(self, seconds: float = 60.0) -> dict[int, str]:
+        """What is left of the run after it had time to end."""
+        until = time.monotonic() + seconds
+        while (left := self.living()) and time.monotonic() < until:
+            time.sleep(0.2)
+        return left
 
     def kill(self) -> None:
         for number in self.living():
@@ -86,16 +91,14 @@ class Job:
                 continue
 
 
-Start = Callable[..., Job]
-
-
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """``start(*arguments)`` begins a job; whatever it leaves behind ends with the tests."""
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
+    """``start(folder, *arguments)`` begins a job; what it leaves behind ends with the tests."""
     jobs: list[Job] = []
 
-    def begin(*arguments: str) -> Job:
-        jobs.append(Job(list(arguments), tmp_path_factory.mktemp("job") / "output.txt"))
+    def begin(folder: Path, *arguments: str) -> Job:
+        log = tmp_path_factory.mktemp("job") / "output.txt"
+        jobs.append(Job(folder, list(arguments), log))
         return jobs[-1]
 
     yield begin
@@ -104,50 +107,69 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of one iteration of the whole loop: K = 4 real, N = 5 imagined, 2 evaluated.
+def events() -> Callable[..., list[dict[str, Any]]]:
+    """``events(folder, kind)``: what a run has reported so far; a line half written is left out."""
 
-    The policy and the reward model have random weights, made here once. The world model is trained
-    from nothing. P('yes') of an untrained model is near a half, so alpha = 0.1 accepts all.
-    """
-    bases = tmp_path_factory.mktemp("bases")
+    def read(folder: Path, kind: str) -> list[dict[str, Any]]:
+        path = folder / "events.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+        return [event for event in lines if event["event"] == kind]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Small pictures, small networks, short trainings."""
+    return [
+        "robot.height=24", "robot.width=40",
+        "policy.embedded.width=32", "policy.embedded.layers=1",
+        "world_model.embedded.channels=[16,32]", "reward.embedded.width=8",
+        "policy.train.steps=60", "world_model.train.steps=4", "reward.train.steps=4",
+        *(
+            f"{learner}.train.{setting}"
+            for learner in ("policy", "world_model", "reward")
+            for setting in ("batch=4", "warmup=1", "checkpoint_every=2")
+        ),
+        "cluster.object_store_mb=100", "cluster.dashboard=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy and a reward model with random weights, of the sizes of ``tiny``."""
+    folder = tmp_path_factory.mktemp("bases")
     policy = PolicyConfig(embedded=EmbeddedPolicyConfig(width=32, layers=1))
     reward = RewardConfig(embedded=EmbeddedRewardConfig(width=8))
     for name, model in (("policy", build_policy(policy, 1)), ("reward", build_reward(reward, 2))):
-        (bases / name).mkdir()
-        model.save(bases / name)
+        (folder / name).mkdir()
+        model.save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loop(tiny: list[str], bases: Path) -> list[str]:
+    """One iteration of the whole loop: K = 6 real, N = 24 imagined, 2 evaluated.
+
+    The world model begins with nothing. P('yes') of an untrained model is near a half, so
+    alpha = 0.1 accepts every imagined trajectory.
+    """
     return [
-        *SMALL, "task=book", "method.iterations=1",
+        *tiny, "task=book", "method.iterations=1",
         f"policy.checkpoint={bases / 'policy'}", f"reward.checkpoint={bases / 'reward'}",
         "world_model.checkpoint=scratch",
-        "each_task.rollouts=4", "each_task.imagine=5", "each_task.alpha=0.1",
-        "each_task.max_ticks=24", "imagination.max_chunks=3", "imagination.slots=4",
+        "each_task.rollouts=6", "each_task.imagine=24", "each_task.alpha=0.1",
+        "each_task.max_ticks=24", "imagination.max_chunks=6", "imagination.slots=16",
         "demos.per_task=2", "evaluation.episodes=2",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    start: Start, loop: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """The folder and the output of one run that nobody interrupted."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    job = start(*loop, f"out={folder}")
+    start: Callable[..., Job], loop: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of one run of ``loop`` that nobody interrupted."""
+    job = start(tmp_path_factory.mktemp("undisturbed") / "run", *loop)
     assert job.end() == 0, job.output
-    return folder, job.output
-
-
-def events(folder: Path) -> list[dict[str, object]]:
-    path = folder / "events.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    """Whether ``what`` came true in time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if what():
-            return True
-        time.sleep(0.1)
-    return what()
+    return job.folder
