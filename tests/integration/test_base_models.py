@@ -78,6 +78,7 @@ def test_retraining_a_slice_of_the_base_policy_gives_its_first_losses(recipe, tm
             *folders,
             lambda step, loss: seen.append(loss) or _stop_after(step, told["first_losses"]),
         )
+    store.close()
     assert len(seen) == len(told["first_losses"])
     for mine, stored in zip(seen, told["first_losses"], strict=True):
         # Other processors add in another order; another batch moves the loss by 1e-2.

@@ -22,7 +22,7 @@ def count(run: Path, store: str) -> int:
 
 @pytest.fixture(scope="module")
 def disturbed(start, loop, events, tmp_path_factory):
-    """Stopped by Ctrl-C while it collects, imagines and trains; then continued to the end.
+    """Stopped by Ctrl-C while it collects, imagines and trains, then killed, and continued at once.
 
     It imagines one at a time until a worker is killed and the run stopped, then with two
     workers of three slots: none of it may show in what comes out.
@@ -59,6 +59,11 @@ def disturbed(start, loop, events, tmp_path_factory):
     job.when(lambda: bool(list(state.glob("step-*"))))
     stop(job)
     assert 2 <= max(int(path.name[5:]) for path in state.glob("step-*")) < 60
+
+    job = start(folder, *loop)
+    job.when(lambda: begun("train control"))
+    job.process.kill()  # as if the machine ran out of memory: nobody says goodbye to Ray
+    assert job.end() == -signal.SIGKILL
 
     job = start(folder, *loop)
     assert job.end() == 0, job.output
@@ -98,5 +103,5 @@ def test_every_checkpoint_is_the_same(disturbed, undisturbed):
 def test_no_stage_that_was_done_began_again(disturbed, events):
     begins = [event["stage"] for event in events(disturbed, "begin")]
     twice = {stage for stage in begins if begins.count(stage) > 1}
-    assert twice == {"1 collect", "1 imagine", "1 train policy"}
+    assert twice == {"1 collect", "1 imagine", "1 train policy", "train control"}
     assert not (disturbed / "training" / "1 train policy").exists()
