@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.train import FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 
 from cluster.handles import answer, end, start
 from configs.run import ClusterConfig
+from learners.loop import DivergedError
 from services.progress import Bar
 
 OnStep = Callable[[int, float], None]
@@ -24,8 +26,13 @@ class StepBoard:
     with a checkpoint of its own, and our checkpoints have another layout."""
 
     def __init__(self) -> None:
-        self._newest = (0, float("nan"))
+        self._newest: tuple[int, float] = (0, float("nan"))
         self._result: dict[str, Any] | None = None
+        self._refusal = ""
+
+    def refuse(self, reason: str) -> None:
+        """The learner cannot train on what it was given: another attempt would end the same."""
+        self._refusal = reason
 
     def finish(self, result: dict[str, Any]) -> None:
         self._result = result
@@ -36,8 +43,10 @@ class StepBoard:
     def post(self, step: int, loss: float) -> None:
         self._newest = (step, loss)
 
-    def newest(self) -> tuple[int, float]:
-        return self._newest
+    def newest(self) -> tuple[int, float, str]:
+        """Step, its loss, and why the learner refuses to train ("": it does not)."""
+        step, loss = self._newest
+        return step, loss, self._refusal
 
 
 @dataclass
@@ -61,8 +70,15 @@ class _Fit(threading.Thread):
 
 def _loop(config: dict[str, Any]) -> None:
     """Runs in the Ray Train worker."""
+    device = get_device()
+    if device.type == "cuda":  # all learners of a node see all of its GPUs
+        torch.cuda.set_device(device)
     board = config["board"]
-    result = config["learner"](board.post.remote)
+    try:
+        result = config["learner"](board.post.remote)
+    except (ValueError, DivergedError) as error:
+        answer(board.refuse.remote(str(error)))
+        raise
     if get_context().get_world_rank() == 0:
         answer(board.finish.remote(result))
 
@@ -76,6 +92,7 @@ def fit(
     ``cluster.max_failures`` times.
 
     Raises:
+        ValueError: the learner cannot train on its data or settings; nothing was retried.
         RuntimeError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
     """
     board = start(StepBoard, num_cpus=0)
@@ -112,7 +129,9 @@ def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
     last, moved = -1, time.monotonic()
     while running.is_alive():
         running.join(timeout=0.3)
-        step, loss = answer(board.newest.remote())
+        step, loss, refusal = answer(board.newest.remote())
+        if refusal:
+            raise ValueError(f"{bar.name}: {refusal}")
         if step != last:
             last, moved = step, time.monotonic()
             bar.at(step, loss=loss)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from configs.checks import at_least, inside, one_of
+from configs.remote import RemoteConfig
 from configs.training import TrainConfig
 
-POLICIES = ("embedded", "pi05")
+POLICIES = ("embedded", "pi05", "remote")
 
 
 @dataclass
@@ -30,6 +31,10 @@ class EmbeddedPolicyConfig:
             raise ValueError(
                 f"policy.embedded.views={self.views} must name some of the views 0, 1, 2"
             )
+
+
+ACTION_SPACES = ("joint_velocity", "joint_position")
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
@@ -58,8 +63,19 @@ class Pi05Config:
     asset_id: str = "droid"  # norm_stats.json lies in assets/<asset_id>/ of a checkpoint
     augment: bool = True  # openpi's crop, rotation and colour jitter while training
     recompute: bool = False  # gradient checkpointing of every layer; scale=full needs it
+    dtype: str = "float32"  # of the network while acting; openpi serves in bfloat16
+    action_space: str = "joint_velocity"  # joint_position: trained as deltas, openpi's full recipe
+    lora_rank: int = 0  # 0: train all weights; else adapters in both language models and the heads
+    lora_alpha: int = 16  # adapters are scaled by lora_alpha / lora_rank
+    lora_targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
 
     def __post_init__(self) -> None:
+        one_of("policy.pi05.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("policy.pi05.action_space", self.action_space, ACTION_SPACES)
+        at_least("policy.pi05.lora_rank", self.lora_rank, 0)
+        at_least("policy.pi05.lora_alpha", self.lora_alpha, 1)
+        for target in self.lora_targets:
+            one_of("policy.pi05.lora_targets", target, LORA_TARGETS)
         one_of("policy.pi05.exterior_view", str(self.exterior_view), ("0", "1"))
         at_least("policy.pi05.action_dim", self.action_dim, 8)
         for name, divisor in (
@@ -75,6 +91,26 @@ class Pi05Config:
 
 
 @dataclass
+class IdleConfig:
+    """openpi's filter of idle ticks for DROID (``replay/idle.py``). People pause; the policy that
+    learns the pauses stops for good. Simulated experts do not pause."""
+
+    origins: list[str] = field(default_factory=lambda: ["recorded"])  # which trajectories; []: none
+    still: float = 1e-3  # a tick is idle if no joint velocity changed by this much or more
+    idle: int = 7  # ticks; shorter pauses stay
+    moving: int = 16  # ticks; shorter motions go, too
+    tail: int = 10  # ticks cut off the end of each motion
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            one_of("policy.idle.origins", origin, ("real", "demo", "recorded", "imagined"))
+        for name in ("idle", "moving"):
+            at_least(f"policy.idle.{name}", getattr(self, name), 1)
+        at_least("policy.idle.tail", self.tail, 0)
+        at_least("policy.idle.still", self.still, 0)
+
+
+@dataclass
 class PolicyConfig:
     kind: str = "embedded"
     checkpoint: str = "base"  # a folder; "base": committed with the code; "scratch": fresh weights
@@ -83,11 +119,18 @@ class PolicyConfig:
     flow_steps: int = 5  # Euler steps from noise to actions
     embedded: EmbeddedPolicyConfig = field(default_factory=EmbeddedPolicyConfig)
     pi05: Pi05Config = field(default_factory=Pi05Config)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    idle: IdleConfig = field(default_factory=IdleConfig)
 
     def __post_init__(self) -> None:
         one_of("policy.kind", self.kind, POLICIES)
         at_least("policy.flow_steps", self.flow_steps, 1)
+        if self.kind == "remote" and self.checkpoint not in ("", "base"):
+            raise ValueError(
+                f"policy.checkpoint={self.checkpoint} is not read with policy=remote: its weights "
+                "are where its server is. Leave it out"
+            )
         if not 1 <= self.execute <= self.horizon:
             raise ValueError(
                 f"policy.execute={self.execute} must lie in 1..policy.horizon={self.horizon}"

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.lora import merged_state
 from models.pi05.network import Pi05Network
 
 WEIGHTS_FILE = "model.safetensors"
@@ -76,28 +77,43 @@ def read_network(network: Pi05Network, path: Path) -> None:
     """Replace the (possibly meta) parameters of ``network`` by those of a file, as float32.
 
     Raises:
-        ValueError: there is no such file, or names or shapes differ; every difference is listed.
+        ValueError: there is no such file, it is cut short, it holds NaN or infinity, or names or
+            shapes differ; every difference is listed.
     """
     if not path.is_file():
         raise ValueError(f"no pi0.5 weights at {path}: set policy.checkpoint to a folder with them")
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        names = check_shapes(network, path, shapes)
-        weights = {name: file.get_tensor(stored).float() for name, stored in names.items()}
+    try:
+        weights = _read(network, path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file ({error}): copy the checkpoint again"
+        ) from error
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path} holds NaN or infinity in {len(broken)} tensors: {', '.join(broken[:3])}"
+        )
     frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
     network.load_state_dict(weights, assign=True)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
 
 
+def _read(network: Pi05Network, path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = check_shapes(network, path, shapes)
+        return {name: file.get_tensor(stored).float() for name, stored in names.items()}
+
+
 def write_network(network: Pi05Network, path: Path, expert_head: bool) -> None:
     """Write weights as openpi's ``save_model`` does: the tied embedding once, as ``lm_head``.
 
     ``expert_head`` adds the action expert's dead ``lm_head`` as zeros: stock openpi refuses a file
-    without it, and it takes 1 GB at full size.
+    without it, and it takes 1 GB at full size. Adapters are merged into the weights.
     """
     weights: dict[str, Tensor] = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+        name: tensor.detach().cpu().contiguous() for name, tensor in merged_state(network).items()
     }
     weights[TIED_HEAD] = weights.pop(EMBED_TOKENS)
     if expert_head:

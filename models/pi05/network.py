@@ -1,7 +1,7 @@
 """pi0.5: a vision-language prefix and a flow-matching action expert (openpi.md 1, 15a9616)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from configs.policy import Pi05Config
+from models.lora import add_lora
 from models.pi05.gemma import Gemma, GemmaSizes, KeyValue, LanguageModel, attendable
 from models.pi05.siglip import VisionTower
 
@@ -101,6 +102,12 @@ def time_embedding(time: Float[Tensor, " batch"], width: int) -> Float[Tensor, "
     return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
 
 
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Actions and time keep float32 when the rest computes in bfloat16, as in openpi."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())
+
+
 def euler_times(steps: int) -> list[float]:
     """Flow times visited by openpi's sampler: 1, then -1/steps accumulated in float32."""
     time, delta = np.float32(1), np.float32(-1 / steps)
@@ -155,6 +162,21 @@ class Pi05Network(nn.Module):
             if not name.startswith(("input_layernorm", "self_attn.k_", "self_attn.v_")):
                 yield parameter
 
+    def adapt(self, cfg: Pi05Config, seed: int) -> None:
+        """Train adapters in both language models, and the small action and time layers, alone.
+
+        openpi's LoRA recipes train SigLIP in full as well; here it stays frozen to save memory.
+        """
+        dead = set(self.unreachable())
+        targets = [
+            name
+            for name, part in self.paligemma_with_expert.named_modules()
+            if name.rpartition(".")[2] in cfg.lora_targets
+            and ".vision_tower." not in name
+            and dead.isdisjoint(part.parameters())
+        ]
+        add_lora(self.paligemma_with_expert, cfg.lora_rank, cfg.lora_alpha, targets, seed)
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw every weight from ``generator``: fan-in scaled, biases and adaRMS zero."""
@@ -186,10 +208,9 @@ class Pi05Network(nn.Module):
         return Prefix(self.vlm.language_model.encode(tokens, where), mask)
 
     def condition(self, time: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
-        hidden = functional.silu(
-            self.time_mlp_in(time_embedding(time, self.time_mlp_in.in_features))
-        )
-        return functional.silu(self.time_mlp_out(hidden))
+        embedded = time_embedding(time, self.time_mlp_in.in_features)
+        hidden = functional.silu(in_float32(self.time_mlp_in, embedded))
+        return functional.silu(in_float32(self.time_mlp_out, hidden))
 
     def decode(
         self,
@@ -201,7 +222,7 @@ class Pi05Network(nn.Module):
         batch, horizon, _ = noisy.shape
         mask = torch.cat((prefix.mask, prefix.mask.new_ones(batch, horizon)), dim=1)
         where = attendable(action_positions(prefix.mask, horizon), mask, self.head_dim)
-        tokens, cond = self.action_in_proj(noisy), self.condition(time)
+        tokens, cond = in_float32(self.action_in_proj, noisy), self.condition(time)
         expert = self.paligemma_with_expert.gemma_expert.model
         return expert.decode(tokens, where, cond, prefix.cache)
 
@@ -211,7 +232,7 @@ class Pi05Network(nn.Module):
         noisy: Float[Tensor, "batch horizon dim"],
         time: Float[Tensor, " batch"],
     ) -> Float[Tensor, "batch horizon dim"]:
-        return self.action_out_proj(self.decode(prefix, noisy, time))
+        return in_float32(self.action_out_proj, self.decode(prefix, noisy, time))
 
     def forward(
         self,
@@ -224,18 +245,25 @@ class Pi05Network(nn.Module):
         fraction = time[:, None, None]
         noisy = fraction * noise + (1 - fraction) * actions
         velocity = self.velocity(self.encode(inputs), noisy, time)
-        return (velocity.float() - (noise - actions)).square()
+        return (velocity - (noise - actions)).square()
 
     @torch.no_grad()
     def sample(
         self, inputs: Pi05Inputs, noise: Float[Tensor, "batch horizon dim"], steps: int
     ) -> Float[Tensor, "batch horizon dim"]:
-        """Integrate from ``noise`` to actions; the prefix is encoded once and only read after."""
+        """Integrate from ``noise`` to actions in ``steps`` Euler steps, as openpi does."""
+        return self.integrate(inputs, noise, euler_times(steps))
+
+    def integrate(
+        self, inputs: Pi05Inputs, noise: Float[Tensor, "batch horizon dim"], times: Sequence[float]
+    ) -> Float[Tensor, "batch horizon dim"]:
+        """The prefix is encoded once and only read after. One graph: nothing here depends on values
+        of tensors, so ``torch.compile(fullgraph=True)`` takes it whole."""
         prefix = self.encode(inputs)
         actions = noise
-        for time in euler_times(steps):
+        for time in times:
             velocity = self.velocity(prefix, actions, noise.new_full((len(noise),), time))
-            actions = actions - velocity.float() / steps
+            actions = actions - velocity / len(times)
         return actions
 
 

@@ -1,8 +1,7 @@
 """pi0.5 on a DROID rig: observations in, chunks of joint velocities out, flow matching to train."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,31 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from configs.policy import Pi05Config, PolicyConfig
+from configs.policy import PolicyConfig
 from contracts.constants import ACTION_DIM, NO_VERSION, VIEWS
 from contracts.types import ActionChunk, Observation
 from models.interfaces import Batch, PolicyBatch
+from models.lora import has_lora
 from models.pi05.augmentation import augment
 from models.pi05.checkpoint import WEIGHTS_FILE, read_network, write_network
+from models.pi05.identity import check_identity, stats_path, write_identity
 from models.pi05.network import Pi05Inputs, Pi05Network, build_network, sample_time
 from models.pi05.tokenizer import build_tokenizer, tokenise_batch
 from models.pi05.transforms import (
     NormStats,
+    absolute_actions,
+    delta_actions,
     fit_statistics,
     images_to_float,
     pad_last,
+    positions_from_velocity,
     read_norm_stats,
     resize_with_pad,
+    velocity_from_positions,
     write_norm_stats,
 )
 
-ACTION_SPACE = "joint_velocity"  # openpi's DROID recipes use joint positions too; never mix them
-IDENTITY_FILE = "pi05.json"  # what a checkpoint means, beyond the shapes of its tensors
 WRIST = VIEWS.index("wrist")
-NOT_SIZES = ("tokenizer", "exterior_view", "asset_id", "augment", "recompute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,12 @@ class Pi05Policy:
             ValueError: a file is missing, a tensor does not fit the config, or the weights were
                 made for other sizes, another tokenizer or another action space.
         """
-        _check_identity(folder, _identity(cfg.pi05, build_tokenizer(cfg.pi05).name))
+        check_identity(cfg.pi05, build_tokenizer(cfg.pi05).name, folder)
         with torch.device("meta"):
             network = Pi05Network(cfg.pi05)
         read_network(network, folder / WEIGHTS_FILE)
         policy = cls(cfg, seed=0, network=network)
-        policy.stats = read_norm_stats(_stats_path(cfg.pi05, folder))
+        policy.stats = read_norm_stats(stats_path(cfg.pi05, folder), ACTION_DIM)
         policy.version = version
         return policy
 
@@ -89,18 +91,20 @@ class Pi05Policy:
         self._write(folder, expert_head=True)
 
     def _write(self, folder: Path, expert_head: bool) -> None:
-        write_norm_stats(_stats_path(self.cfg.pi05, folder), self._stats())
+        write_norm_stats(stats_path(self.cfg.pi05, folder), self._stats())
         write_network(self.network, folder / WEIGHTS_FILE, expert_head)
-        identity = _identity(self.cfg.pi05, self._tokenizer.name)
-        (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=2))
+        write_identity(self.cfg.pi05, self._tokenizer.name, folder)
 
     def module(self) -> Pi05Network:
+        """The network; with ``policy.pi05.lora_rank`` it has adapters from the first call on."""
+        if self.cfg.pi05.lora_rank and not has_lora(self.network):
+            self.network.adapt(self.cfg.pi05, self.cfg.train.seed)
         return self.network
 
     def fit_statistics(self, batch: Batch) -> None:
         """Take quantiles of states and actions; see ``transforms.fit_statistics``."""
         batch = _policy_batch(batch)
-        actions = batch.actions.reshape(-1, ACTION_DIM)
+        actions = self._to_model_space(batch).reshape(-1, ACTION_DIM)
         self.stats = NormStats(fit_statistics(_raw(batch).state), fit_statistics(actions))
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, " batch"]:
@@ -111,7 +115,7 @@ class Pi05Policy:
         """
         batch = _policy_batch(batch)
         raw, device = _raw(batch), self._device
-        actions = self._stats().actions.normalise(batch.actions)
+        actions = self._stats().actions.normalise(self._to_model_space(batch))
         padded = pad_last(actions, self.cfg.pi05.action_dim).astype(np.float32)
         time = sample_time(len(padded), generator).to(device)
         noise = torch.randn(padded.shape, generator=generator).to(device)
@@ -158,10 +162,21 @@ class Pi05Policy:
             [seen.instruction for seen in observations],
         )
         start = torch.from_numpy(noise).to(self._device)
-        with torch.no_grad():
+        low = self.cfg.pi05.dtype == "bfloat16"
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=low):
             padded = self.network.sample(self._inputs(raw, None), start, self.cfg.flow_steps)
-        actions = self._stats().actions.unnormalise(padded.cpu().numpy())
-        return actions[..., :ACTION_DIM].astype(np.float32)
+        actions = self._stats().actions.unnormalise(padded.cpu().numpy())[..., :ACTION_DIM]
+        if self.cfg.pi05.action_space == "joint_position":
+            positions = absolute_actions(actions, raw.joint_position)
+            actions = velocity_from_positions(positions, raw.joint_position)
+        return actions.astype(np.float32)
+
+    def _to_model_space(self, batch: PolicyBatch) -> Float[np.ndarray, "batch horizon 8"]:
+        """Joint velocities as the network knows them, before normalisation."""
+        if self.cfg.pi05.action_space == "joint_velocity":
+            return batch.actions
+        positions = positions_from_velocity(batch.actions, batch.joint_position)
+        return delta_actions(positions, batch.joint_position)
 
     def _inputs(self, raw: RawInputs, generator: torch.Generator | None) -> Pi05Inputs:
         """Two image slots, augmented when there is a generator, and the prompt."""
@@ -211,26 +226,3 @@ def _policy_batch(batch: Batch) -> PolicyBatch:
 
 def _raw(batch: PolicyBatch) -> RawInputs:
     return RawInputs(batch.images, batch.joint_position, batch.gripper_position, batch.instructions)
-
-
-def _stats_path(cfg: Pi05Config, folder: Path) -> Path:
-    return folder / "assets" / cfg.asset_id / "norm_stats.json"
-
-
-def _identity(cfg: Pi05Config, tokenizer: str) -> dict[str, str | int]:
-    sizes = {name: value for name, value in asdict(cfg).items() if name not in NOT_SIZES}
-    return {"action_space": ACTION_SPACE, "tokenizer": tokenizer, **sizes}
-
-
-def _check_identity(folder: Path, wanted: dict[str, str | int]) -> None:
-    path = folder / IDENTITY_FILE
-    if not path.is_file():  # openpi and lerobot write none; shapes are checked all the same
-        return
-    stored = json.loads(path.read_text())
-    wrong = [
-        f"{name}: stored {stored.get(name)!r}, wanted {value!r}"
-        for name, value in wanted.items()
-        if stored.get(name) != value
-    ]
-    if wrong:
-        raise ValueError(f"{path} is of another policy.pi05: {'; '.join(wrong)}")

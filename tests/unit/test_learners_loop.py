@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from configs.training import TrainConfig
@@ -212,6 +213,60 @@ def test_first_step_of_adamw_moves_by_the_learning_rate(tmp_path):
     plan = config(steps=1, warmup=0, learning_rate=0.25, weight_decay=0.0)
     train(model, lambda step: batch_of(poses), plan, tmp_path, quiet)
     assert model.net.weight.item() == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("beta2", [0.5, 0.95])
+def test_second_step_of_adamw_has_its_closed_form(tmp_path, beta2):
+    """Gradients 2 (w - 5) are -10 and 2 (w_1 - 5); moments are those of the Adam paper."""
+    model = Scale()
+    poses = np.full((1, 11, 7), 5.0, np.float32)
+    plan = config(
+        steps=2,
+        warmup=0,
+        learning_rate=0.25,
+        final_learning_rate=1.0,
+        weight_decay=0.0,
+        clip_norm=1e9,
+        beta2=beta2,
+    )
+    train(model, lambda step: batch_of(poses), plan, tmp_path, quiet)
+    first, second = -10.0, 2 * (0.25 - 5.0)
+    mean = (0.9 * 0.1 * first + 0.1 * second) / (1 - 0.9**2)
+    square = (beta2 * (1 - beta2) * first**2 + (1 - beta2) * second**2) / (1 - beta2**2)
+    assert model.net.weight.item() == pytest.approx(0.25 - 0.25 * mean / square**0.5, rel=1e-5)
+
+
+def test_cosine_that_outlasts_the_training():
+    """With decay_steps=12 and 4 steps of warm-up the middle is step 8, whenever training ends."""
+    plan = TrainConfig(
+        steps=3, warmup=4, learning_rate=1e-3, final_learning_rate=0.1, decay_steps=12
+    )
+    rates = [learning_rate(plan, step) for step in (3, 8, 12, 50)]
+    assert rates == pytest.approx([8e-4, 5.5e-4, 1e-4, 1e-4])
+
+
+def half_frozen(value: float) -> Regression:
+    model = Regression()
+    first = model.net[0]
+    assert isinstance(first, nn.Linear)
+    first.requires_grad_(False)
+    first.bias.fill_(value)
+    return model
+
+
+def test_frozen_weights_are_not_stored_and_must_be_the_same(tmp_path):
+    train(half_frozen(1.0), sample, config(), tmp_path, quiet)
+    stored = load_file(tmp_path / "step-00000010/weights.safetensors")
+    assert set(stored) == {"2.weight", "2.bias", "frozen"}
+    assert train(half_frozen(1.0), sample, config(), tmp_path, quiet).resumed_from == 10
+    with pytest.raises(ValueError, match=r"frozen weights: .*delete that folder"):
+        train(half_frozen(1.5), sample, config(), tmp_path, quiet)
+
+
+def test_state_of_another_model_is_refused(tmp_path):
+    train(Regression(), sample, config(), tmp_path, quiet)
+    with pytest.raises(ValueError, match=r"is of another model: 0\.bias, 0\.weight"):
+        train(Scale(), sample, config(), tmp_path, quiet)
 
 
 def test_diverged_training_names_the_step_and_keeps_its_checkpoints(tmp_path):

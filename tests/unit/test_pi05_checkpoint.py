@@ -121,6 +121,23 @@ def test_a_missing_embedding_is_an_error(network, path):
         read(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_named(network, path, value):
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights["time_mlp_in.bias"][3] = value
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 tensors: time_mlp_in\.bias"):
+        read(path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 5000, -4])
+def test_a_file_cut_short_is_refused(network, path, kept):
+    write_network(network, path, expert_head=False)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        read(path)
+
+
 def test_two_spellings_of_one_parameter_are_refused():
     with pytest.raises(ValueError, match="stored twice"):
         network_names(["action_in_proj.bias", "model.action_in_proj.bias"])

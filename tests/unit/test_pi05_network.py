@@ -1,6 +1,11 @@
 """The pi0.5 network at tiny widths, against closed forms and a plain joint-attention reference."""
 
+import json
 import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,3 +276,37 @@ def test_a_fresh_expert_starts_as_the_identity(inputs):
 def test_impossible_sizes_are_refused(change, flag):
     with pytest.raises(ValueError, match=flag):
         Pi05Config(**{**vars(TINY), **change})
+
+
+COMPILED = """
+import json, sys, torch
+from configs.policy import Pi05Config
+from models.pi05.network import Pi05Inputs, build_network, euler_times
+network = build_network(Pi05Config(**json.loads(sys.argv[1])), seed=1)
+draw = torch.Generator().manual_seed(3)
+images = torch.rand(2, 2, 3, 28, 28, generator=draw) * 2 - 1
+tokens = torch.randint(3, 300, (2, 9), generator=draw)
+noise = torch.randn(2, 5, 8, generator=draw)
+def inputs(length):
+    seen = torch.arange(9) < torch.tensor([[9], [length]])
+    return Pi05Inputs(images, torch.ones(2, 2, dtype=torch.bool), tokens, seen)
+graphs = []
+def count(graph, _):
+    graphs.append(graph)
+    return graph.forward
+compiled = torch.compile(network.integrate, fullgraph=True, dynamic=False, backend=count)
+for length in (6, 3):  # other masks of the same shape need no other graph
+    with torch.no_grad():
+        ours = compiled(inputs(length), noise, euler_times(4))
+        torch.testing.assert_close(ours, network.sample(inputs(length), noise, 4))
+assert len(graphs) == 1, len(graphs)
+"""
+
+
+def test_sampling_is_one_graph_whatever_the_values():
+    """In a process of its own: a compiler cannot see through the run-time type checks of tests."""
+    program = [sys.executable, "-c", COMPILED, json.dumps(asdict(TINY))]
+    found = subprocess.run(
+        program, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]

@@ -11,6 +11,7 @@ from configs.policy import Pi05Config, PolicyConfig
 from contracts.types import Observation, RobotState
 from models.interfaces import PolicyBatch, RewardBatch, TrainablePolicy
 from models.pi05.policy import Pi05Policy
+from models.pi05.transforms import NormStats, Statistics
 
 HORIZON = 6
 
@@ -182,26 +183,102 @@ def test_save_and_load_are_bitwise(policy, tmp_path):
         again.loss(batch(), generator()).detach(), policy.loss(batch(), generator()).detach()
     )
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
-    assert files == ["assets/droid/norm_stats.json", "model.safetensors", "pi05.json"]
+    assert files == [
+        "assets/droid/action_space.json",
+        "assets/droid/norm_stats.json",
+        "model.safetensors",
+        "pi05.json",
+    ]
 
 
-def test_a_folder_without_our_identity_file_loads(policy, tmp_path):
+def test_a_folder_of_openpi_loads_and_its_action_space_is_taken_on_trust(policy, tmp_path, caplog):
     policy.export_openpi(tmp_path)
-    (tmp_path / "pi05.json").unlink()
+    for name in ("pi05.json", "assets/droid/action_space.json"):
+        (tmp_path / name).unlink()
     again = Pi05Policy.load(config(), tmp_path, version=0)
     assert_array_equal(act(again, observation(0)), act(policy, observation(0)))
+    assert "policy.pi05.action_space=joint_velocity is taken on trust" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "stored"),
-    [("action_space", "joint_position"), ("tokenizer", "sentencepiece"), ("vision_heads", 4)],
+    ("file", "name", "stored"),
+    [
+        ("assets/droid/action_space.json", "action_space", "joint_position"),
+        ("pi05.json", "tokenizer", "sentencepiece"),
+        ("pi05.json", "vision_heads", 4),
+    ],
 )
-def test_weights_made_for_something_else_are_refused(policy, tmp_path, name, stored):
+def test_weights_made_for_something_else_are_refused(policy, tmp_path, file, name, stored):
     policy.save(tmp_path)
-    path = tmp_path / "pi05.json"
+    path = tmp_path / file
     path.write_text(json.dumps({**json.loads(path.read_text()), name: stored}))
-    with pytest.raises(ValueError, match=f"{name}: stored {stored!r}"):
+    with pytest.raises(ValueError, match=f"{path}.*{name}: stored {stored!r}"):
         Pi05Policy.load(config(), tmp_path, version=0)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2", "3"])
+def test_a_damaged_identity_is_named(policy, tmp_path, content):
+    policy.save(tmp_path)
+    (tmp_path / "pi05.json").write_text(content)
+    with pytest.raises(ValueError, match=r"pi05\.json is damaged"):
+        Pi05Policy.load(config(), tmp_path, version=0)
+
+
+def test_joint_positions_are_where_velocities_lead(policy):
+    """Constant velocity 0.5 is 0.1 rad per tick: deltas 0.1, 0.2, ... of openpi's full recipe."""
+    policy.cfg.pi05.action_space = "joint_position"
+    samples = batch(1)
+    samples.actions[:, :, :7] = 0.5
+    policy.stats = NormStats(*[Statistics(*np.repeat([[0], [1], [-1], [1]], 8, axis=1) * 1.0)] * 2)
+    given = []
+    policy.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+    policy.loss(samples, generator())
+    deltas = given[0][1][0].numpy()
+    assert_allclose(deltas[:, 0], 0.1 * np.arange(1, HORIZON + 1), atol=1e-5)
+    assert_allclose(deltas[:, 7], samples.actions[0, :, 7], atol=1e-5)
+    with torch.no_grad():
+        policy.network.action_out_proj.weight.zero_()
+        policy.network.action_out_proj.bias.zero_()
+    # Nothing moves the noise, so deltas come back as the velocities that they were made of.
+    actions = policy.act_from_noise([observation(0)], [given[0][1][0].numpy()])[0].actions
+    assert_allclose(actions, samples.actions[0], atol=1e-5)
+
+
+def test_bfloat16_changes_actions_by_its_rounding_alone(policy):
+    seen = observation(0)
+    single = act(policy, seen)
+    policy.cfg.pi05.dtype = "bfloat16"
+    low = act(policy, seen)
+    assert low.dtype == np.float32
+    assert 0 < np.abs(low - single).max() < 0.1
+
+
+def test_adapters_train_alone_and_are_published_merged(policy, tmp_path):
+    """A new policy adapts from its first ``module()`` on; what it saves loads without adapters."""
+    policy.cfg.pi05.lora_rank = 2
+    before = act(policy, observation(0))
+    network = policy.module()
+    assert_array_equal(act(policy, observation(0)), before)
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert {name.partition(".")[0] for name in trained if ".lora_" not in name} == {
+        "action_in_proj",
+        "action_out_proj",
+        "time_mlp_in",
+        "time_mlp_out",
+    }
+    assert not [name for name in trained if "vision_tower" in name]
+    policy.loss(batch(), generator()).mean().backward()
+    assert not [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.requires_grad:
+                value.add_(0.1)
+    policy.save(tmp_path)
+    again = Pi05Policy.load(config(), tmp_path, version=0)
+    assert not [name for name in again.network.state_dict() if "lora" in name]
+    after = act(policy, observation(0))
+    assert np.abs(after - before).max() > 1e-3
+    assert_allclose(act(again, observation(0)), after, atol=1e-4)
 
 
 def test_statistics_are_needed(tmp_path):

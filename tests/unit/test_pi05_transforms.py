@@ -145,3 +145,42 @@ def test_images_become_channels_first_in_minus_one_to_one():
 
 def test_padding_appends_zeros():
     assert_array_equal(transforms.pad_last(np.ones((2, 1)), 3), [[1, 0, 0], [1, 0, 0]])
+
+
+def stats_of(state: list[float], q99: list[float]) -> str:
+    part = {"mean": state, "std": state, "q01": [-9.0] * len(state), "q99": q99}
+    return json.dumps({"norm_stats": {"state": part, "actions": part}})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "holds no norm stats: .*recompute them"),
+        ("{}", "holds no norm stats: 'norm_stats'"),
+        (stats_of([0.0] * 8, [1.0] * 7), r"state have shapes \[\(7,\), \(8,\)\]"),
+        (stats_of([0.0] * 7, [1.0] * 7), "describes 7 numbers of state, a DROID rig has 8"),
+        (stats_of([float("nan")] * 8, [1.0] * 8), "state holds NaN or infinity"),
+    ],
+)
+def test_unusable_norm_stats_are_refused(tmp_path, content, message):
+    path = tmp_path / "norm_stats.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        transforms.read_norm_stats(path, dim=8)
+
+
+def test_statistics_of_more_coordinates_are_cut(tmp_path):
+    """openpi cuts them: a rig of 8 numbers may use statistics padded to 32."""
+    path = tmp_path / "norm_stats.json"
+    path.write_text(stats_of([0.0] * 32, [1.0] * 32))
+    stats = transforms.read_norm_stats(path, dim=8)
+    assert_allclose(stats.state.normalise(np.full(8, -4.0)), np.zeros(8), atol=1e-6)
+
+
+def test_velocities_of_half_a_unit_move_a_tenth_of_a_radian_per_tick():
+    actions = np.full((3, 8), 0.5)
+    joints = np.arange(7.0)
+    positions = transforms.positions_from_velocity(actions, joints)
+    assert_allclose(positions[:, 2], [2.1, 2.2, 2.3])
+    assert_allclose(positions[:, 7], 0.5)
+    assert_allclose(transforms.velocity_from_positions(positions, joints), actions)
