@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from contracts.constants import TICKS_PER_FRAME
+from contracts.errors import PolicyUnavailableError
 from contracts.protocols import LabelSource, Policy, RobotEnv
 from contracts.seeds import fold
 from contracts.types import (
@@ -55,12 +56,22 @@ def run_episode(
     the episode ends, as "done", at the first frame tick after ``settle_ticks`` yeses in a row, so
     the last frame shows the final state. It never reaches the policy.
 
+    A policy that stops answering ends the episode as "aborted:<reason>"; what the arm did until
+    then happened and is returned. The arm waits in place while a decision is awaited.
+
     Raises:
         ValueError: the policy plans fewer ticks than are to be executed, or changed its version.
+        PolicyUnavailableError: there was no first decision, so the arm has done nothing.
     """
     try:
         recorder = _Recorder(request, robot.reset(request.task, request.seed))
-        ending = _run(robot, policy, recorder, finished)
+        try:
+            ending = _run(robot, policy, recorder, finished)
+        except PolicyUnavailableError as error:
+            robot.hold()
+            if not recorder.actions:
+                raise
+            ending = f"aborted:{error}"
         return recorder.trajectory(ending)
     finally:
         robot.hold()

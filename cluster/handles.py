@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from contracts.errors import PolicyUnavailableError
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
 
 CALL_TIMEOUT_S = 120.0
@@ -21,9 +23,12 @@ def end(*actors: Any) -> None:
         ray.kill(actor)
 
 
-def run_once(function: Callable[..., Any], cpus: float, timeout_s: float, *arguments: Any) -> Any:
-    """Run a function in a process of its own and wait for what it returns."""
-    task = cast(Any, ray.remote(function)).options(num_cpus=cpus)
+def run_once(
+    function: Callable[..., Any], share: tuple[float, float], timeout_s: float, *arguments: Any
+) -> Any:
+    """Run a function in a process of its own, with a share of (CPUs, GPUs), and wait for what it
+    returns."""
+    task = cast(Any, ray.remote(function)).options(num_cpus=share[0], num_gpus=share[1])
     return answer(task.remote(*arguments), timeout_s)
 
 
@@ -32,9 +37,15 @@ def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
 
     Raises:
         ray.exceptions.GetTimeoutError: no answer in time.
+        PolicyUnavailableError, ValueError: the call there failed with it.
         ray.exceptions.RayError: the process died or the call failed there.
     """
-    return ray.get(reference, timeout=timeout_s)
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, (PolicyUnavailableError, ValueError)):
+            raise error.cause from error  # one line for the user, not the traces of every process
+        raise
 
 
 class RemotePolicy:
@@ -45,7 +56,13 @@ class RemotePolicy:
         self.version = version
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
-        return answer(self._actor.act.remote(observations, seeds))
+        """Raises PolicyUnavailableError where that process died, hangs, or raises it itself."""
+        try:
+            return answer(self._actor.act.remote(observations, seeds))
+        except (RayActorError, GetTimeoutError) as error:
+            raise PolicyUnavailableError(
+                f"the policy process does not answer: {type(error).__name__}"
+            ) from error
 
 
 class RemoteStore:
