@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from configs.checks import at_least, one_of
+from configs.checks import at_least, inside, one_of
 from configs.training import TrainConfig
 
 WORLD_MODELS = ("embedded", "ctrl_world")
@@ -61,12 +61,21 @@ class CtrlWorldConfig:
     history_ids: list[int] = field(default_factory=lambda: [0, 0, -8, -6, -4, -2])
     # ^ chunks that condition the next one: -1 is the current frame, 0 the first frame ever. The
     # default is upstream's for 0.8 s chunks; its policy script has [0, 0, -12, -9, -6, -3]
+    windows: str = "rollout"  # of training: as imagination looks back, or as upstream draws them
     dtype: str = "float32"  # of the network while imagining; upstream imagines in bfloat16
+    batch_slots: int = 1  # trajectories per evaluation; 1: the same bits in any company
+    cache_latents: bool = False  # before training, encode each stored frame once and keep that
+    latents_dtype: str = "float32"  # of kept latents; float16 halves them and rounds
+    latent_videos: str = ""  # recordings in Ctrl-World's layout whose latents are kept instead
+    published: str = ""  # job=export_world_model: the .pt that the training began with
     gradient_checkpointing: bool = False  # recompute activations: slower, fits large widths
 
     def __post_init__(self) -> None:
         flag = "world_model.ctrl_world"
         one_of(f"{flag}.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of(f"{flag}.windows", self.windows, ("rollout", "upstream"))
+        one_of(f"{flag}.latents_dtype", self.latents_dtype, ("float32", "float16"))
+        at_least(f"{flag}.batch_slots", self.batch_slots, 1)
         at_least(f"{flag}.sampler_steps", self.sampler_steps, 1)
         at_least(f"{flag}.guidance", self.guidance, 1)
         if 2 * self.text_projection != self.context_dim:
@@ -98,6 +107,10 @@ class WorldModelConfig:
     adapter_path: str = ""  # safetensors of the shipped adapter
     replay_episodes: int = 8  # real episodes per replay evaluation (PSNR, SSIM)
     replay_chunks: int = 5
+    validate_every: int = 0  # training steps between replays of held-out real episodes; 0: never
+    validate_share: float = 0.1  # of the real episodes that are held out for it
+    validate_patience: int = 0  # end training after so many without a new best; 0: never
+    validate_keep: str = "best"  # which weights are published: best (highest PSNR) or last
     embedded: EmbeddedWorldModelConfig = field(default_factory=EmbeddedWorldModelConfig)
     ctrl_world: CtrlWorldConfig = field(default_factory=CtrlWorldConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -105,6 +118,10 @@ class WorldModelConfig:
     def __post_init__(self) -> None:
         one_of("world_model.kind", self.kind, WORLD_MODELS)
         one_of("world_model.adapter", self.adapter, ("fitted", "shipped"))
+        at_least("world_model.validate_every", self.validate_every, 0)
+        at_least("world_model.validate_patience", self.validate_patience, 0)
+        inside("world_model.validate_share", self.validate_share, 0, 1)
+        one_of("world_model.validate_keep", self.validate_keep, ("best", "last"))
         at_least("world_model.cotrain_weight", self.cotrain_weight, 0)
         if self.history != 6:
             raise ValueError(f"world_model.history={self.history}: both world models use 6")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor, nn
 
 from contracts.protocols import Policy, RewardModel, WorldModel
-from contracts.types import Clip
+from contracts.types import Clip, LatentFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,25 @@ class WorldModelBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentBatch:
+    """The windows of a ``WorldModelBatch`` whose frames a frozen encoder has seen before.
+
+    ``moments`` are mean and standard deviation of each frame's latent, scaled to unit variance.
+    """
+
+    moments: Float32[np.ndarray, "batch 11 2 channels rows columns"]
+    poses: Float32[np.ndarray, "batch 11 7"]
+    instructions: Sequence[str]
+    weight: Float32[np.ndarray, " batch"]
+
+
+@dataclass(frozen=True, slots=True)
 class RewardBatch:
     clips: Sequence[Clip]
     success: Bool[np.ndarray, " batch"]
 
 
-Batch = PolicyBatch | WorldModelBatch | RewardBatch
+Batch = PolicyBatch | WorldModelBatch | LatentBatch | RewardBatch
 
 
 @runtime_checkable
@@ -71,7 +84,34 @@ class Trainable(Protocol):
 class TrainablePolicy(Trainable, Policy, Protocol): ...
 
 
-class TrainableWorldModel(Trainable, WorldModel, Protocol): ...
+@runtime_checkable
+class TrainableWorldModel(Trainable, WorldModel, Protocol):
+    """``history_offsets`` are the six history frames of a training window: 5 Hz frames from the
+    current one, at most 0. ``frame_size`` is (height, width) of a view in pixels."""
+
+    history_offsets: tuple[int, ...]
+    frame_size: tuple[int, int]
+
+
+@runtime_checkable
+class Spaced(Protocol):
+    """A world model that is trained on windows of several spacings, all equally likely:
+    ``window_offsets`` are the 11 frames of each, in 5 Hz frames from the current one."""
+
+    window_offsets: tuple[tuple[int, ...], ...]
+
+
+@runtime_checkable
+class LatentCoder(Protocol):
+    """A world model behind a frozen image encoder: what that says of a frame can be stored."""
+
+    def latent_format(self) -> LatentFormat: ...
+
+    def latent_moments(
+        self, frames: UInt8[np.ndarray, "frame 3 height width 3"]
+    ) -> Float32[np.ndarray, "frame 2 channels rows columns"]:
+        """Mean and standard deviation, scaled, of every frame."""
+        ...
 
 
 class TrainableReward(Trainable, RewardModel, Protocol): ...

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.ctrl_world.network import LATENT_SCALE
 
-HISTORY = 6  # frames before the current one; a clip is [6 history, current, 4 to predict]
+HISTORY = 6  # frames before the current one; a clip is [history, current, the ones to predict]
 SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # Karras schedule of SVD's scheduler
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = 0.7, 1.6  # of the training noise, SVD's
 CONDITION_NOISE = 0.2  # largest noise level on the condition image
@@ -117,17 +117,18 @@ def training_input(
     frame conditions every frame through channels 4-7.
     """
     sigma = torch.exp(LOG_SIGMA_STD * draws.level + LOG_SIGMA_MEAN)[:, None, None, None, None]
+    past = draws.history_level.shape[1]
     condition = _noised(
-        latents[:, HISTORY],
+        latents[:, past],
         draws.condition_noise,
         CONDITION_NOISE * draws.condition_level[:, None, None, None],
     )
     history = _noised(
-        latents[:, :HISTORY],
+        latents[:, :past],
         draws.history_noise,
         HISTORY_NOISE * draws.history_level[:, :, None, None, None],
     )
-    noisy = latents[:, HISTORY:] + sigma * draws.noise[:, HISTORY:]
+    noisy = latents[:, past:] + sigma * draws.noise[:, past:]
     clip = torch.cat([history, noisy / (sigma**2 + 1).sqrt()], dim=1)
     return TrainingInput(
         sample=_with_condition(clip, condition),
@@ -146,10 +147,11 @@ def training_loss(
     draws: TrainingDraws,
 ) -> Float[Tensor, " batch"]:
     """EDM loss of each sample, weighted by (sigma^2 + 1) / sigma^2, over the current frame and
-    the four to predict."""
+    those to predict."""
     step = training_input(latents, context, draws)
-    v = denoise(step.sample, step.time, step.context, step.ids).float()[:, HISTORY:]
-    error = _denoised(v, step.noisy, step.sigma) - latents[:, HISTORY:]
+    past = draws.history_level.shape[1]
+    v = denoise(step.sample, step.time, step.context, step.ids).float()[:, past:]
+    error = _denoised(v, step.noisy, step.sigma) - latents[:, past:]
     weight = (step.sigma**2 + 1) / step.sigma**2
     return (weight * error**2).mean(dim=(1, 2, 3, 4))
 
@@ -189,7 +191,7 @@ def sampling_steps(
         scaled = state / (sigma**2 + 1).sqrt()
         sample = _clip(inputs, scaled.repeat(2 if guided else 1, 1, 1, 1, 1), sampler)
         time = (sigma.log() / 4).expand(len(sample))
-        v = denoise(sample, time, inputs.context, ids).float()[:, HISTORY:]
+        v = denoise(sample, time, inputs.context, ids).float()[:, given.history.shape[1] :]
         if guided:
             without, conditional = v.chunk(2)
             v = without + guidance * (conditional - without)
@@ -221,5 +223,5 @@ def _clip(given: Conditions, future: Tensor, sampler: Sampler) -> Tensor:
     """The UNet's input: clean history, scaled noisy future, the current frame beside all."""
     clip = _with_condition(torch.cat([given.history, future], dim=1), given.current)
     if not sampler.condition_history:
-        clip[:, :HISTORY, given.current.shape[1] :] = 0
+        clip[:, : given.history.shape[1], given.current.shape[1] :] = 0
     return clip

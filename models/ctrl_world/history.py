@@ -61,11 +61,26 @@ def history_offsets(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(FIRST_FRAME if index >= 0 else NEW_FRAMES * (index + 1) for index in ids)
 
 
+def upstream_offsets() -> tuple[tuple[int, ...], ...]:
+    """Forty equally likely training windows, as frame offsets from the current one, clipped by the
+    sampler at both ends of an episode.
+
+    Frames to predict lie 1 or 2 apart, history frames 4 times as far; with probability 0.15 = 3/20
+    the history is the current frame. Source: dataset_droid_exp33.py ``__getitem__``.
+    """
+    windows = []
+    for skip in (1, 2):
+        ahead = [skip * k for k in range(NEW_FRAMES + 1)]
+        back = [-4 * skip * k for k in range(6, 0, -1)]
+        windows += [(*back, *ahead)] * 17 + [(0,) * 6 + tuple(ahead)] * 3
+    return tuple(windows)
+
+
 def pose_table(
     past: Sequence[Float[np.ndarray, " 7"]],
     ids: Sequence[int],
-    chunk: Float[np.ndarray, "5 7"],
-) -> Float64[np.ndarray, "11 7"]:
-    """Poses of the 11 frames of a chunk; ``past`` ends with the current frame's."""
+    chunk: Float[np.ndarray, "future 7"],
+) -> Float64[np.ndarray, "frames 7"]:
+    """Poses of all frames of a chunk; ``past`` ends with the current frame's."""
     history = [past[position] for position in history_positions(len(past), ids)]
     return np.concatenate([np.stack(history), chunk]).astype(np.float64)

@@ -1,5 +1,7 @@
 """Frames to stacked latents and back: the VAE's scale, the order of views, the decode schedule."""
 
+import hashlib
+
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
     AutoencoderKLTemporalDecoder,
@@ -13,6 +15,7 @@ NUM_VIEWS = 3
 FRAME_MULTIPLE = 64  # 8 pixels per latent position, and three halvings inside the UNet
 ENCODE_BATCH = 24  # images per encoder call, to bound memory
 OFFICIAL_CHUNK = 7  # upstream's decode_chunk_size
+SCALED_SPREAD = (0.3, 2.5)  # standard deviation of scaled latents; 0.78-1.09 in upstream's samples
 
 
 def check_frame_size(height: int, width: int) -> None:
@@ -48,24 +51,62 @@ def split_views(
 
 
 @torch.no_grad()
+def posterior(
+    vae: AutoencoderKLTemporalDecoder, frames: UInt8[Tensor, "frames views height width 3"]
+) -> Float[Tensor, "frames 2 4 stacked columns"]:
+    """Scaled mean and standard deviation of the VAE's answer, in float32 even under autocast."""
+    parts = frames.flatten(0, 1).movedim(-1, 1).split(ENCODE_BATCH)
+    with torch.autocast(frames.device.type, enabled=False):
+        answers = [vae.encode(part / 255 * 2 - 1, return_dict=False)[0] for part in parts]
+    count = frames.shape[:2]
+    mean = stack_views(torch.cat([answer.mean for answer in answers]).unflatten(0, count))
+    deviation = stack_views(torch.cat([answer.std for answer in answers]).unflatten(0, count))
+    return LATENT_SCALE * torch.stack([mean, deviation], dim=1)
+
+
+def draw(
+    moments: Float[Tensor, "*batch 2 4 stacked columns"],
+    noise: Float[Tensor, "*batch 4 stacked columns"],
+) -> Float[Tensor, "*batch 4 stacked columns"]:
+    """Sample of a posterior from standard normal ``noise``; upstream trains on samples, not modes
+    (dataset_example/extract_latent.py)."""
+    mean, deviation = moments.unbind(-4)
+    return mean + deviation * noise
+
+
 def encode(
     vae: AutoencoderKLTemporalDecoder,
     frames: UInt8[Tensor, "frames views height width 3"],
     noise: Float[Tensor, "frames 4 stacked columns"],
 ) -> Float[Tensor, "frames 4 stacked columns"]:
-    """Scaled sample of the VAE's posterior, in float32 even under autocast.
+    """Scaled sample of the VAE's posterior."""
+    return draw(posterior(vae, frames), noise)
 
-    ``noise`` is the sample's standard normal, stacked like the result.
-    Source: Ctrl-World dataset_example/extract_latent.py: a sample, not the mode.
-    """
-    images = frames.flatten(0, 1).movedim(-1, 1) / 255 * 2 - 1
-    with torch.autocast(images.device.type, enabled=False):
-        posteriors = [vae.encode(part, return_dict=False)[0] for part in images.split(ENCODE_BATCH)]
-    mean = torch.cat([posterior.mean for posterior in posteriors])
-    deviation = torch.cat([posterior.std for posterior in posteriors])
-    count = frames.shape[:2]
-    return LATENT_SCALE * (
-        stack_views(mean.unflatten(0, count)) + stack_views(deviation.unflatten(0, count)) * noise
+
+def encoder_checksum(vae: AutoencoderKLTemporalDecoder) -> str:
+    """Of all weights that decide a latent; the decoder's do not."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(vae.state_dict().items()):
+        if not name.startswith("decoder."):
+            total.update(name.encode())
+            total.update(tensor.detach().float().cpu().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def check_scale(latents: Float[Tensor, "*shape"], source: str) -> None:
+    """Raise ValueError unless the spread of ``latents`` is that of scaled ones."""
+    spread = float(latents.float().std())
+    low, high = SCALED_SPREAD
+    if low < spread < high:
+        return
+    guess = "they belong to another VAE, or to blank pictures"
+    if low < spread * LATENT_SCALE < high:
+        guess = f"they were not multiplied by the VAE's scale {LATENT_SCALE}"
+    elif low < spread / LATENT_SCALE < high:
+        guess = f"they were multiplied by the VAE's scale {LATENT_SCALE} twice"
+    raise ValueError(
+        f"{source}: latents with a standard deviation of {spread:.3g}, scaled ones have about 1: "
+        f"{guess}. Extract them anew without world_model.ctrl_world.latent_videos"
     )
 
 

@@ -99,7 +99,12 @@ def build_unet(cfg: CtrlWorldConfig) -> UNetSpatioTemporalConditionModel:
 
     Temporal cross-attention sees token 0 of the clip, as diffusers' does.
     """
+    with_attention = len(cfg.block_channels) - 1  # the coarsest level has none
+    down = ("CrossAttnDownBlockSpatioTemporal",) * with_attention
+    up = ("CrossAttnUpBlockSpatioTemporal",) * with_attention
     unet = UNetSpatioTemporalConditionModel(
+        down_block_types=(*down, "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", *up),
         block_out_channels=tuple(cfg.block_channels),
         addition_time_embed_dim=cfg.time_embed_dim,
         projection_class_embeddings_input_dim=TIME_IDS * cfg.time_embed_dim,

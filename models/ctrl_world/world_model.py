@@ -1,7 +1,7 @@
 """Ctrl-World as a trainable world model: windows to losses, slots to imagined frames."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from configs.world_model import WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.seeds import fold
-from contracts.types import StartState
+from contracts.types import LatentFormat, StartState
 from models.ctrl_world.checkpoint import load_state, read_state, save_safetensors
 from models.ctrl_world.diffusion import (
     Conditions,
@@ -23,22 +23,32 @@ from models.ctrl_world.diffusion import (
     sample,
     training_loss,
 )
-from models.ctrl_world.history import PoseRange, history_offsets, history_positions, pose_table
+from models.ctrl_world.history import (
+    PoseRange,
+    history_offsets,
+    history_positions,
+    pose_table,
+    upstream_offsets,
+)
 from models.ctrl_world.latents import (
     NUM_VIEWS,
     check_frame_size,
     decode,
+    draw,
     encode,
+    encoder_checksum,
     latent_shape,
+    posterior,
     to_uint8,
 )
-from models.ctrl_world.network import TEXT_TOKENS, CtrlWorldNetwork
-from models.interfaces import Batch, WorldModelBatch
+from models.ctrl_world.network import LATENT_SCALE, TEXT_TOKENS, CtrlWorldNetwork
+from models.interfaces import Batch, LatentBatch, WorldModelBatch
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "world_model.json"
 STATISTICS = "stat.json"  # upstream's name and keys
 PUBLISHED_SIZE = (192, 320)
+Windows = WorldModelBatch | LatentBatch
 
 
 @dataclass(slots=True)
@@ -58,11 +68,12 @@ class Slot:
 
 
 class CtrlWorldModel:
-    """Implements ``TrainableWorldModel``.
+    """Implements ``TrainableWorldModel`` and ``LatentCoder``.
 
     ``history_offsets`` are the 5 Hz offsets of the six history frames from the current frame in a
     training window (-1000000: the episode's first frame). They follow from
-    ``cfg.ctrl_world.history_ids``, so training sees what imagining sees.
+    ``cfg.ctrl_world.history_ids``, so training sees what imagining sees; with
+    ``cfg.ctrl_world.windows="upstream"`` it sees ``window_offsets`` instead.
 
     Its VAE is frozen: with random weights latents mean little, so losses and frames of an
     untrained VAE exercise the machinery and judge nothing.
@@ -78,6 +89,11 @@ class CtrlWorldModel:
         self.version = NO_VERSION
         self.pose_range = PoseRange()
         self.history_offsets = history_offsets(self.cfg.history_ids)
+        self.window_offsets = (
+            upstream_offsets()
+            if self.cfg.windows == "upstream"
+            else ((*self.history_offsets, *range(1 + NEW_FRAMES)),)
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network = CtrlWorldNetwork(self.cfg)
@@ -98,32 +114,59 @@ class CtrlWorldModel:
         self.pose_range = PoseRange.fit(_windows(batch).poses)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """EDM loss of each window; its frames are encoded here, with the frozen VAE."""
-        windows = _windows(batch)
-        return self.latent_loss(self.encode_windows(windows.frames, generator), windows, generator)
+        """EDM loss of each window. Frames are encoded here, with the frozen VAE; stored moments
+        take the place of that, and the same draws make the same latents of them.
 
-    def encode_windows(
-        self, frames: UInt8[np.ndarray, "batch window 3 height width 3"], generator: torch.Generator
+        Raises:
+            ValueError: a batch of another kind, or stored latents of another size.
+        """
+        windows = _windows(batch)
+        return self.latent_loss(self.latents(windows, generator), windows, generator)
+
+    def latents(
+        self, windows: Windows, generator: torch.Generator
     ) -> Float[Tensor, "batch window 4 rows columns"]:
-        """Scaled latents of windows, one window at a time: memory does not grow with the batch."""
-        shape = (frames.shape[1], *latent_shape(*self.frame_size))
-        parts = [
-            encode(
-                self.network.vae,
-                torch.from_numpy(window).to(self.device),
-                torch.randn(shape, generator=generator).to(self.device),
+        """A sample of each frame's posterior, scaled.
+
+        Frames are encoded one window at a time, so memory does not grow with the batch.
+        """
+        if isinstance(windows, LatentBatch):
+            moments = torch.from_numpy(windows.moments).to(self.device)
+        else:
+            moments = torch.stack(
+                [
+                    posterior(self.network.vae, torch.from_numpy(window).to(self.device))
+                    for window in windows.frames
+                ]
             )
-            for window in frames
-        ]
-        return torch.stack(parts)
+        count, window, _, *shape = moments.shape
+        if tuple(shape) != latent_shape(*self.frame_size):
+            raise ValueError(
+                f"latents of {tuple(shape)} do not fit views of {self.frame_size} pixels, which "
+                f"are {latent_shape(*self.frame_size)}: set robot.height and robot.width"
+            )
+        noise = torch.randn((count, window, *shape), generator=generator)
+        return draw(moments, noise.to(self.device))
+
+    def latent_format(self) -> LatentFormat:
+        """What stored latents must agree with to stand for this VAE's."""
+        key = encoder_checksum(self.network.vae)
+        return LatentFormat(key, LATENT_SCALE, latent_shape(*self.frame_size))
+
+    def latent_moments(
+        self, frames: UInt8[np.ndarray, "frame 3 height width 3"]
+    ) -> Float32[np.ndarray, "frame 2 4 rows columns"]:
+        """Scaled mean and standard deviation of the posterior of each frame."""
+        pixels = torch.from_numpy(frames).to(self.device)
+        return posterior(self.network.vae, pixels).cpu().numpy()
 
     def latent_loss(
         self,
         latents: Float[Tensor, "batch window 4 rows columns"],
-        windows: WorldModelBatch,
+        windows: Windows,
         generator: torch.Generator,
     ) -> Float[Tensor, " batch"]:
-        """``loss`` for windows that are encoded already; ``windows.frames`` is not read."""
+        """``loss`` of given latents; of the windows, poses and instructions are read."""
         draws = TrainingDraws.sample(tuple(latents.shape), generator).to(self.device)
         poses = torch.from_numpy(self.pose_range.normalise(windows.poses)).to(self.device)
         context = self.network.context(poses, self._embed(windows.instructions))
@@ -151,18 +194,19 @@ class CtrlWorldModel:
     ) -> UInt8[np.ndarray, "slot 4 3 height width 3"]:
         """Advance each slot by one chunk and return its four new frames.
 
-        One slot at a time: the full-size UNet fills a GPU with one clip and its guidance twin
-        (ten trajectories take ten times as long, upstream issue 15), and kernels that never see
-        another batch size give a slot the same bits in any company. Slots change only once all
-        frames are there.
+        ``cfg.ctrl_world.batch_slots`` at a time. By default one: the full-size UNet fills a GPU
+        with one clip and its guidance twin (ten trajectories take ten times as long, upstream
+        issue 15), and kernels that never see another batch size give a slot the same bits in any
+        company. More share kernels, which small models need to fill a GPU: every slot keeps its
+        own noise and state, but its last bits depend on how many are computed together. Slots
+        change only once all frames are there.
 
         Raises:
             ValueError: there are not as many rows of poses as slots.
         """
         if len(slots) != len(poses):
             raise ValueError(f"{len(slots)} slots need as many rows of poses, got {len(poses)}")
-        noises = [self._noise(slot.seed, len(slot.latents), 1 + NEW_FRAMES) for slot in slots]
-        chunks = [self.predict(*given) for given in zip(slots, poses, noises, strict=True)]
+        chunks = [latents for group in self._groups(slots, poses) for latents in group]
         frames = np.empty((len(slots), NEW_FRAMES, NUM_VIEWS, *self.frame_size, 3), np.uint8)
         for row, latents in zip(frames, chunks, strict=True):
             images = to_uint8(decode(self.network.vae, latents, self.cfg.official_decode))
@@ -174,29 +218,42 @@ class CtrlWorldModel:
     @torch.no_grad()
     def predict(
         self,
-        slot: Slot,
-        poses: Float[np.ndarray, "5 7"],
-        noise: Float[Tensor, "5 4 rows columns"],
-    ) -> Float[Tensor, "5 4 rows columns"]:
-        """One chunk from unit ``noise``; the slot stays as it is.
+        slots: Sequence[Slot],
+        poses: Float[np.ndarray, "slot future 7"],
+        noise: Float[Tensor, "slot future 4 rows columns"],
+    ) -> Float[Tensor, "slot future 4 rows columns"]:
+        """One chunk of each slot from unit ``noise``, in one batch; slots stay as they are.
 
-        Returns scaled latents of the current frame, generated anew, and the four after it. History
+        Returns scaled latents of the current frame, generated anew, and those after it. History
         stays in latents: it is never decoded and encoded again.
         """
         ids = self.cfg.history_ids
-        table = self.pose_range.normalise(pose_table([*slot.poses, poses[0]], ids, poses))
-        past = [slot.latents[position] for position in history_positions(len(slot.latents), ids)]
+        tables = [
+            self.pose_range.normalise(pose_table([*slot.poses, path[0]], ids, path))
+            for slot, path in zip(slots, poses, strict=True)
+        ]
+        past = [[s.latents[at] for at in history_positions(len(s.latents), ids)] for s in slots]
         with torch.autocast(self.device.type, torch.bfloat16, self.cfg.dtype == "bfloat16"):
             context = self.network.context(
-                torch.from_numpy(table)[None].to(self.device), self._embed([slot.instruction])
+                torch.from_numpy(np.stack(tables)).to(self.device),
+                self._embed([slot.instruction for slot in slots]),
             )
             given = Conditions(
-                torch.stack(past)[None].to(self.device),
-                slot.latents[-1][None].to(self.device),
+                torch.stack([torch.stack(frames) for frames in past]).to(self.device),
+                torch.stack([slot.latents[-1] for slot in slots]).to(self.device),
                 context,
             )
             sampler = Sampler(self.cfg.sampler_steps, self.cfg.guidance)
-            return sample(self.network, given, noise[None].to(self.device), sampler)[0]
+            return sample(self.network, given, noise.to(self.device), sampler)
+
+    def _groups(
+        self, slots: Sequence[Slot], poses: Float32[np.ndarray, "slot 5 7"]
+    ) -> Iterator[Float[Tensor, "group 5 4 rows columns"]]:
+        """Chunks of ``batch_slots`` slots at a time."""
+        for first in range(0, len(slots), self.cfg.batch_slots):
+            group = slots[first : first + self.cfg.batch_slots]
+            noises = [self._noise(slot.seed, len(slot.latents), 1 + NEW_FRAMES) for slot in group]
+            yield self.predict(group, poses[first : first + len(group)], torch.stack(noises))
 
     def _noise(self, seed: int, chunk: int, frames: int) -> Float[Tensor, "frames 4 rows columns"]:
         """One chunk's randomness, whoever computes it, in whatever company; 0 is the encoding."""
@@ -240,7 +297,7 @@ class CtrlWorldModel:
             height, width = json.loads(settings.read_text())["frame_size"]
             size = (height, width)
         model = cls(cfg, size, seed=0)
-        load_state(model.network, read_state(_weights(folder)))
+        load_state(model.network, read_state(weights_file(folder)))
         if statistics.is_file():
             stat = json.loads(statistics.read_text())
             model.pose_range = PoseRange(tuple(stat["state_01"]), tuple(stat["state_99"]))
@@ -248,13 +305,14 @@ class CtrlWorldModel:
         return model
 
 
-def _windows(batch: Batch) -> WorldModelBatch:
-    if not isinstance(batch, WorldModelBatch):
+def _windows(batch: Batch) -> Windows:
+    if not isinstance(batch, Windows):
         raise ValueError(f"a world model trains on WorldModelBatch, got {type(batch).__name__}")
     return batch
 
 
-def _weights(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """The one file of weights in ``folder``; raises ValueError where there is none or several."""
     if (folder / WEIGHTS).is_file():
         return folder / WEIGHTS
     found = sorted(folder.glob("*.pt"))

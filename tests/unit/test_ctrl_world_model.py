@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from configs.world_model import CtrlWorldConfig, WorldModelConfig
 from contracts.protocols import WorldModel
 from contracts.types import StartState
-from models.ctrl_world.checkpoint import (
-    load_state,
-    read_state,
-    save_official,
-    save_safetensors,
-)
-from models.ctrl_world.network import CtrlWorldNetwork
 from models.ctrl_world.world_model import CtrlWorldModel, Slot
-from models.interfaces import PolicyBatch, Trainable, TrainableWorldModel, WorldModelBatch
+from models.interfaces import (
+    LatentCoder,
+    PolicyBatch,
+    Trainable,
+    TrainableWorldModel,
+    WorldModelBatch,
+)
 
 SIZE = (64, 64)
 
@@ -68,6 +66,8 @@ def test_it_is_a_trainable_world_model(model: CtrlWorldModel) -> None:
     checked: TrainableWorldModel = model  # for the type checker
     assert isinstance(checked, Trainable)
     assert isinstance(checked, WorldModel)
+    assert isinstance(checked, TrainableWorldModel)
+    assert isinstance(checked, LatentCoder)
     assert model.history_offsets[2:] == (-28, -20, -12, -4)
 
 
@@ -81,6 +81,25 @@ def test_company_never_changes_a_trajectory(model: CtrlWorldModel) -> None:
         assert np.array_equal(many[1], one[0])
     assert torch.equal(together[1].latents[-1], alone.latents[-1])
     assert not np.array_equal(many[0], many[1])
+
+
+def test_slots_that_share_kernels_keep_their_own_noise_history_and_length(
+    model: CtrlWorldModel,
+) -> None:
+    """Groups of two and one, of slots that are one and two chunks old; the same up to rounding."""
+    sharing = CtrlWorldModel(config(batch_slots=2), SIZE, seed=0)
+
+    def dream(dreamer: CtrlWorldModel) -> tuple[list[Slot], np.ndarray]:
+        slots = [dreamer.begin(start(i), seed=i) for i in range(3)]
+        dreamer.imagine(slots[:1], poses(7)[None])
+        return slots, dreamer.imagine(slots, np.stack([poses(i) for i in range(3)]))
+
+    (alone, frames), (together, shared) = dream(model), dream(sharing)
+    assert np.abs(frames.astype(int) - shared).max() <= 1
+    for one, other in zip(alone, together, strict=True):
+        assert len(one.latents) == len(other.latents)
+        torch.testing.assert_close(one.latents[-1], other.latents[-1], atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(together[0].latents[-1], together[1].latents[-1], atol=0.1)
 
 
 def test_another_worker_continues_a_slot(model: CtrlWorldModel) -> None:
@@ -133,7 +152,7 @@ def test_only_unet_and_action_encoder_train(model: CtrlWorldModel) -> None:
 def test_a_few_steps_learn_one_batch() -> None:
     model = CtrlWorldModel(config(), SIZE, seed=0)
     batch = windows(1)
-    latents = model.encode_windows(batch.frames, torch.Generator().manual_seed(0))
+    latents = model.latents(batch, torch.Generator().manual_seed(0))
     optimiser = torch.optim.AdamW([p for p in model.module().parameters() if p.requires_grad], 1e-3)
     losses = []
     for _ in range(8):
@@ -181,46 +200,6 @@ def test_saved_and_loaded_models_dream_the_same(tmp_path: Path) -> None:
     assert np.array_equal(*frames)
 
 
-def test_published_layout_round_trips_without_the_unused_encoder(tmp_path: Path) -> None:
-    network = CtrlWorldNetwork(config().ctrl_world)
-    base = {
-        **{name: torch.zeros_like(t) for name, t in network.state_dict().items()},
-        "image_encoder.class_embedding": torch.ones(3),
-        "text_encoder.text_projection.weight": torch.full((2,), 2.0),
-        "text_encoder.text_model.embeddings.position_ids": torch.arange(77),
-    }
-    torch.save(base, tmp_path / "base.pt")
-    save_official(network, tmp_path / "tuned.pt", tmp_path / "base.pt")
-    written = torch.load(tmp_path / "tuned.pt", weights_only=True)
-    assert written.keys() == base.keys()
-    assert torch.equal(written["unet.conv_in.weight"], network.unet.conv_in.weight)
-    assert torch.equal(written["image_encoder.class_embedding"], torch.ones(3))
-    state = read_state(tmp_path / "tuned.pt")
-    assert set(state) == set(network.state_dict()) | {"text_encoder.text_projection.weight"}
-    other = CtrlWorldNetwork(config().ctrl_world)
-    load_state(other, state)
-    save_safetensors(other, tmp_path / "again.safetensors")
-    again = load_file(tmp_path / "again.safetensors")
-    assert all(torch.equal(again[name], t) for name, t in network.state_dict().items())
-
-
-def test_checkpoints_that_do_not_fit_say_why(tmp_path: Path) -> None:
-    network = CtrlWorldNetwork(config().ctrl_world)
-    state = dict(network.state_dict())
-    del state["unet.conv_in.bias"]
-    with pytest.raises(ValueError, match=r"1 tensors are missing.*unet\.conv_in\.bias"):
-        load_state(network, state)
-    state["unet.conv_in.bias"] = torch.zeros(7)
-    with pytest.raises(ValueError, match=r"unet\.conv_in\.bias is \(7,\).*\(32,\)"):
-        load_state(network, state)
-    with pytest.raises(ValueError, match="no checkpoint at"):
-        read_state(tmp_path / "absent.pt")
-    for name in ("a.pt", "b.pt"):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"2 \.pt files"):
-        CtrlWorldModel.load(config(), tmp_path, version=0)
-
-
 def test_a_refused_call_leaves_its_slots_alone(model: CtrlWorldModel) -> None:
     slot = model.begin(start(0), seed=0)
     with pytest.raises(ValueError, match="1 slots need as many rows of poses, got 2"):
@@ -243,6 +222,8 @@ def test_frames_that_do_not_suit_are_refused() -> None:
         ({"history_ids": [0, 0]}, "history_ids"),
         ({"context_dim": 128}, "text_projection"),
         ({"dtype": "float16"}, "dtype"),
+        ({"latents_dtype": "bfloat16"}, "latents_dtype"),
+        ({"batch_slots": 0}, "batch_slots"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(changes: dict, message: str) -> None:
@@ -253,7 +234,9 @@ def test_configurations_that_cannot_work_are_refused(changes: dict, message: str
 def test_bfloat16_imagines_nearly_the_same(model: CtrlWorldModel) -> None:
     half = CtrlWorldModel(config(dtype="bfloat16"), SIZE, seed=0)
     noise = torch.randn(5, 4, 24, 8, generator=torch.Generator().manual_seed(0))
-    exact, rough = (m.predict(m.begin(start(0), 0), poses(0), noise) for m in (model, half))
+    exact, rough = (
+        m.predict([m.begin(start(0), 0)], poses(0)[None], noise[None]) for m in (model, half)
+    )
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     assert (rough - exact).norm() < 0.05 * exact.norm()
