@@ -1,56 +1,37 @@
 """Fits the pose adapter to the motion of stored trajectories."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-
-from contracts.constants import TICKS_PER_FRAME
 from learners.selection import Episodes, Selection
-from models.adapter import FittedAdapter
+from models.adapter import LEAST_WINDOWS, FittedAdapter
 from models.motion import TICKS, AdapterErrors, MotionWindows
+from models.shipped_adapter import ShippedAdapter
 from replay.codec import EpisodeRow
 
-LEAST_WINDOWS = 50
 
-
-def fit_adapter(selections: Sequence[Selection]) -> tuple[FittedAdapter, AdapterErrors]:
+def fit_adapter(
+    selections: Sequence[Selection], shipped: str = ""
+) -> tuple[FittedAdapter, AdapterErrors]:
     """An adapter fitted to as many of the selections, in their order, as give enough motion.
 
     Give D_real first: its motion is what the policy makes. Demonstrations help out before the
-    first rollouts. Also returns how far off the flange is on held-out windows.
+    first rollouts. ``shipped`` names Ctrl-World's adapter (safetensors) to build on, if there is
+    one. Also returns how far off the flange is on held-out windows.
 
     Raises:
-        ValueError: not even all selections together hold 50 windows of 15 ticks.
+        ValueError: no trajectory has 15 ticks, or ``shipped`` is not what it should be.
     """
     rows: list[EpisodeRow] = []
     for selection in selections:
         rows += Episodes(selection).rows
-        if not rows:
-            continue
-        windows = motion_windows(rows)
-        if len(windows) >= LEAST_WINDOWS:
-            adapter = FittedAdapter()
-            return adapter, adapter.fit(windows)
-    raise ValueError(
-        f"{len(rows)} trajectories hold fewer than {LEAST_WINDOWS} windows of {TICKS} ticks to fit "
-        "the pose adapter on; collect more rollouts or demonstrations"
-    )
-
-
-def motion_windows(rows: Sequence[EpisodeRow]) -> MotionWindows:
-    """Windows of 15 ticks that begin at the frames of each episode; shorter episodes have none."""
-    columns = [_columns(row) for row in rows]
-    return MotionWindows(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-
-def _columns(row: EpisodeRow) -> tuple[np.ndarray, ...]:
-    """One episode's fields of ``MotionWindows``, in their order."""
-    starts = np.arange(0, max(0, row.num_ticks - TICKS + 1), TICKS_PER_FRAME)
-    ticks = starts[:, None] + np.arange(TICKS)
-    return (
-        row.joint_position[starts],
-        row.gripper_position[starts],
-        row.actions[ticks],
-        row.joint_position[ticks + 1],
-        row.gripper_position[ticks + 1],
-    )
+        if len(MotionWindows.of(rows)) >= LEAST_WINDOWS:
+            break
+    windows = MotionWindows.of(rows)
+    if not len(windows):
+        raise ValueError(
+            f"none of {len(rows)} trajectories has {TICKS} ticks: the pose adapter has no motion "
+            "to go by. Collect rollouts or demonstrations, or set world_model.adapter=shipped"
+        )
+    adapter = FittedAdapter(ShippedAdapter(Path(shipped)) if shipped else None)
+    return adapter, adapter.fit(windows)

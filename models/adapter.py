@@ -1,47 +1,95 @@
 """From commanded joint velocities to the joint angles and gripper that the arm really reaches."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from safetensors.numpy import load_file, save_file
 
 from contracts.constants import NUM_JOINTS
-from models.kinematics import flange_pose
-from models.motion import TICKS, AdapterErrors, MotionWindows
+from models.arm_model import ArmModel
+from models.gripper_model import follow, gripper_rates
+from models.motion import REPORTED_TICKS, AdapterErrors, MotionWindows, flange_errors
+from models.shipped_adapter import LAYERS, ShippedAdapter
 
-REPORTED_TICKS = (4, 8, 12)
 _FILE = "adapter.safetensors"
-_BINS = 20  # of the gripper's range, each with its own closing and opening rate
 _MOST_WINDOWS = 6000  # more are thinned evenly before fitting
-_HOLDOUT = 5  # every fifth run of windows chooses the model's complexity and is reported on
-_RUNS = 25  # runs of consecutive windows that are held out or not as a whole
-_RECENT = 6  # velocities that enter one by one
-_CANDIDATES = ((0, 1e-2), (1, 1e-3), (2, 1e-3))  # level of features, ridge
+LEAST_WINDOWS = 50  # fewer fit nothing: the arm of round numbers is used as it is
+_FOLDS = 3
+_ONE_FOLD_FROM = 1500  # windows: from here on one held-out fold is enough
+_RECENT = 6  # velocities that enter a regression one by one
+_LEVELS = ((0, 1e-2), (1, 1e-3), (2, 1e-3))  # level of features, ridge
 
-# Ctrl-World's adapter: layer shapes and the 1st and 99th percentiles of its training data.
-_LAYERS = {
-    "net.0.weight": (512, 112),
-    "net.0.bias": (512,),
-    "net.2.weight": (512, 512),
-    "net.2.bias": (512,),
-    "net.4.weight": (105, 512),
-    "net.4.bias": (105,),
-}
-_VELOCITY_RANGE = (
-    np.array([-0.4077107, -0.79047304, -0.47850373, -0.8666644, -0.6729502, -0.5602032, -0.692411]),
-    np.array([0.4900636, 0.7259861, 0.45910007, 0.79220384, 0.69864315, 0.648198, 0.810115]),
-)
-_WAY_RANGE = (  # rad since the chunk began
-    np.array([-0.2801219, -0.397792, -0.22935797, -0.3351759, -0.42025003, -0.36825255, -0.450706]),
-    np.array([0.2827909, 0.42184818, 0.33529875, 0.35958457, 0.375613, 0.44463825, 0.4697690]),
-)
+Way = Float64[np.ndarray, "window ticks 7"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What is known before a chunk."""
+
+    start: Float32[np.ndarray, "slot 7"]
+    motion: Float32[np.ndarray, "slot 7"]
+    actions: Float32[np.ndarray, "slot ticks 8"]
+
+    @classmethod
+    def of(cls, windows: MotionWindows) -> "_Chunk":
+        return cls(windows.joint_position, windows.joint_motion, windows.actions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """A physical model of the arm, alone or mixed with Ctrl-World's adapter.
+
+    ``mix`` has two numbers per tick, equal for all joints: how much of the difference between the
+    arm's real and the shipped adapter's first motion is still to see, and how much of the
+    difference between both models. The shipped adapter cannot know how fast the arm moves when a
+    chunk begins; it guesses that from the velocities to come.
+    """
+
+    arm: ArmModel
+    shipped: ShippedAdapter | None = None
+    mix: Float64[np.ndarray, "ticks 2"] | None = None
+
+    @classmethod
+    def mixed(
+        cls, windows: MotionWindows, arm: ArmModel, shipped: ShippedAdapter, both: bool
+    ) -> "_Base":
+        """Least squares for ``mix``; ``both`` says whether the arm's model has a say in it."""
+        base = cls(arm, shipped)
+        chunk = _Chunk.of(windows)
+        plain, parts = base._parts(chunk)
+        missing = windows.future_joints - chunk.start[:, None] - plain
+        mix = np.zeros((windows.actions.shape[1], 2))
+        count = 2 if both else 1
+        for tick in range(len(mix)):
+            x = parts[:, tick, :, :count].reshape(-1, count)
+            gram = x.T @ x + 1e-9 * len(x) * np.eye(count)
+            mix[tick, :count] = np.linalg.solve(gram, x.T @ missing[:, tick].ravel())
+        return replace(base, mix=mix)
+
+    def way(self, chunk: _Chunk) -> Way:
+        """Joint angles since the chunk began."""
+        if self.shipped is None or self.mix is None:
+            return self.arm.joints(chunk.start, chunk.motion, chunk.actions) - chunk.start[:, None]
+        plain, parts = self._parts(chunk)
+        mix = self.mix[: plain.shape[1]]
+        return plain + parts[..., 0] * mix[:, None, 0] + parts[..., 1] * mix[:, None, 1]
+
+    def _parts(self, chunk: _Chunk) -> tuple[Way, Float64[np.ndarray, "window ticks 7 2"]]:
+        """The shipped adapter's way and what ``mix`` weighs."""
+        assert self.shipped is not None
+        arm = self.arm.joints(chunk.start, chunk.motion, chunk.actions)
+        shipped = self.shipped.joints(chunk.start, chunk.actions)
+        plain = shipped - chunk.start[:, None]
+        first = np.broadcast_to(chunk.motion[:, None] - plain[:, :1], plain.shape)
+        return plain, np.stack([first, arm - shipped], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Regressions:
-    """One linear map per tick, from features to the joints' way since the chunk began."""
+    """One linear map per tick, from features to what the base leaves over of the joints' way."""
 
     level: int
     mean: Float64[np.ndarray, "ticks features"]
@@ -50,68 +98,132 @@ class _Regressions:
     offset: Float64[np.ndarray, "ticks 7"]
 
     @classmethod
-    def fit(cls, windows: MotionWindows, level: int, ridge: float) -> "_Regressions":
+    def fit(cls, chunk: _Chunk, left: Way, level: int, ridge: float) -> "_Regressions":
         """Ridge regression on standardised features; ``ridge`` is relative to the row count."""
         parts = []
-        for tick in range(windows.actions.shape[1]):
-            rows = _features(windows.joint_position, windows.actions[:, : tick + 1], level)
+        for tick in range(left.shape[1]):
+            rows = _features(chunk, tick, level)
             mean, std = rows.mean(axis=0), rows.std(axis=0)
             std[std < 1e-6] = 1.0
             rows = (rows - mean) / std
-            way = windows.future_joints[:, tick] - windows.joint_position.astype(np.float64)
-            offset = way.mean(axis=0)
+            offset = left[:, tick].mean(axis=0)
             gram = rows.T @ rows + ridge * len(rows) * np.eye(rows.shape[1])
-            parts.append((mean, std, np.linalg.solve(gram, rows.T @ (way - offset)), offset))
+            weight = np.linalg.solve(gram, rows.T @ (left[:, tick] - offset))
+            parts.append((mean, std, weight, offset))
         return cls(level, *(np.stack(column) for column in zip(*parts, strict=True)))
 
-    def joints(self, start: np.ndarray, actions: np.ndarray) -> Float64[np.ndarray, "slot ticks 7"]:
-        """Joint angles after each tick of ``actions``."""
-        out = np.empty((*actions.shape[:2], NUM_JOINTS))
-        for tick in range(actions.shape[1]):
-            rows = _features(start, actions[:, : tick + 1], self.level)
-            rows = (rows - self.mean[tick]) / self.std[tick]
-            out[:, tick] = start + rows @ self.weight[tick] + self.offset[tick]
+    def way(self, chunk: _Chunk) -> Way:
+        count, ticks, _ = chunk.actions.shape
+        out = np.empty((count, ticks, NUM_JOINTS))
+        for tick in range(ticks):
+            rows = (_features(chunk, tick, self.level) - self.mean[tick]) / self.std[tick]
+            # one product per row: a slot's result must not depend on its neighbours
+            out[:, tick] = (rows[:, None] @ self.weight[tick])[:, 0] + self.offset[tick]
         return out
 
 
-class FittedAdapter:
-    """``PoseAdapter`` by ridge regression on recorded motion, one regression per tick.
+@dataclass(frozen=True, slots=True)
+class _Motion:
+    """A base and, where data allow, regressions on what it leaves over."""
 
-    Tick k sees the actions up to k only. Features: the last six velocities, the sum of all, sines
-    and cosines of the joints and, by level, the sum times those (1) and times their products (2):
-    an impedance-controlled arm follows better in some postures than in others. The state holds no
-    velocity, so a chunk that begins in full motion is the hardest case.
+    base: _Base
+    rest: _Regressions | None = None
+
+    def joints(self, chunk: _Chunk) -> Float64[np.ndarray, "slot ticks 7"]:
+        way = self.base.way(chunk) + chunk.start[:, None]
+        return way if self.rest is None else way + self.rest.way(chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """One way to fit. ``level`` -1: no regressions."""
+
+    with_shipped: bool = False
+    with_arm: bool = True
+    level: int = -1
+    ridge: float = 0.0
+
+    def __str__(self) -> str:
+        parts = ["arm model"] * self.with_arm + ["Ctrl-World's adapter"] * self.with_shipped
+        return " + ".join(parts + [f"regressions of level {self.level}"] * (self.level >= 0))
+
+    def fit(self, windows: MotionWindows, arm: ArmModel, shipped: ShippedAdapter | None) -> _Motion:
+        base = _Base(arm)
+        if self.with_shipped and shipped is not None:
+            base = _Base.mixed(windows, arm, shipped, self.with_arm)
+        if self.level < 0:
+            return _Motion(base)
+        chunk = _Chunk.of(windows)
+        left = windows.future_joints - chunk.start[:, None] - base.way(chunk)
+        return _Motion(base, _Regressions.fit(chunk, left, self.level, self.ridge))
+
+
+class FittedAdapter:
+    """``PoseAdapter`` fitted to recorded motion of one lab's arm.
+
+    A model of the arm's impedance control and friction (``models/arm_model.py``), or Ctrl-World's
+    adapter corrected by the motion that the arm is in (``shipped``), or both; on top, where there
+    are many episodes, one ridge regression per tick. Which of these is used is decided by the error
+    on held-out episodes. Tick k of what was fitted here sees the actions up to k only; Ctrl-World's
+    adapter sees all.
     The gripper moves by a table of closing and opening rates per position, so a grip that stalled
     on an object while fitting stalls here as well.
     """
 
-    def __init__(self) -> None:
-        self._regressions: _Regressions | None = None
-        self._rates = np.zeros((2, _BINS))
+    def __init__(self, shipped: ShippedAdapter | None = None) -> None:
+        self._shipped = shipped
+        self._motion: _Motion | None = None
+        self._rates = gripper_rates(MotionWindows.of([]))
+        self._ticks = 0
 
     def fit(self, windows: MotionWindows) -> AdapterErrors:
-        """Choose the complexity on held-out runs of windows, then fit on all of them.
+        """Choose the recipe on held-out episodes, then fit on all; deterministic.
 
-        Deterministic. The reported errors are those of the chosen complexity, fitted without the
-        held-out windows. Raises ValueError for fewer than 50 windows.
+        The reported errors are the chosen recipe's on the held-out windows, flattered a little by
+        the choice. A single episode is held out in runs of consecutive windows. Fewer than 50
+        windows choose and fit nothing: the arm has the round numbers of any Panda.
+
+        Raises:
+            ValueError: there is not one window.
         """
-        if len(windows) < 50:
-            raise ValueError(f"{len(windows)} windows are too few to fit an adapter: record more")
-        windows = windows.take(np.arange(0, len(windows), -(-len(windows) // _MOST_WINDOWS)))
-        held = (np.arange(len(windows)) * _RUNS // len(windows)) % _HOLDOUT == _HOLDOUT - 1
-        train, test = windows.take(~held), windows.take(held)
-        scored = []
-        for level, ridge in _CANDIDATES:
-            self._regressions = _Regressions.fit(train, level, ridge)
-            scored.append((self.errors(test), level, ridge))
-        errors, level, ridge = min(scored, key=lambda row: sum(row[0].adapter))
-        self._regressions = _Regressions.fit(windows, level, ridge)
-        self._rates = _gripper_rates(windows)
-        return errors
+        if not len(windows):
+            raise ValueError("no trajectory has 15 ticks to fit the pose adapter on: record more")
+        windows = windows.thinned(_MOST_WINDOWS)
+        self._rates = gripper_rates(windows)
+        self._ticks = windows.actions.shape[1]
+        if len(windows) < LEAST_WINDOWS:
+            self._motion = _Motion(_Base(ArmModel()))
+            return self._report([windows], [self._motion], "arm model, not fitted", "all windows")
+        folds, held_out = _folds(windows)
+        tested = [windows.take(mask) for mask in folds]
+        rest = [windows.take(~mask) for mask in folds]
+        arms = [ArmModel.fit(part) for part in rest]
+        found: list[tuple[float, _Recipe, list[_Motion]]] = []
+        for recipe in self._recipes(found):
+            pairs = zip(rest, arms, strict=True)
+            motions = [recipe.fit(part, arm, self._shipped) for part, arm in pairs]
+            errors = self._report(tested, motions, str(recipe), held_out)
+            found.append((sum(errors.adapter), recipe, motions))
+        _, best, motions = min(found, key=lambda row: row[0])
+        self._motion = best.fit(windows, ArmModel.fit(windows), self._shipped)
+        return self._report(tested, motions, str(best), held_out)
+
+    def _recipes(self, found: list[tuple[float, _Recipe, list[_Motion]]]) -> Iterator[_Recipe]:
+        """Bases; then regressions on the best base, of the highest level only if the next helps."""
+        yield _Recipe()
+        if self._shipped is not None:
+            yield _Recipe(with_shipped=True, with_arm=False)
+            yield _Recipe(with_shipped=True)
+        for level, ridge in _LEVELS:
+            best = min(found, key=lambda row: row[0])[1]
+            if level == 2 and best.level < 1:  # hundreds of features
+                return
+            yield replace(best, level=level, ridge=ridge)
 
     def predict(
         self,
         joint_position: Float32[np.ndarray, "slot 7"],
+        joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
@@ -120,122 +232,103 @@ class FittedAdapter:
         Raises:
             ValueError: the adapter is not fitted, or the chunk is longer than it was fitted for.
         """
-        regressions = self._fitted()
-        if actions.shape[1] > len(regressions.mean):
+        motion = self._fitted()
+        if actions.shape[1] > self._ticks:
             raise ValueError(
-                f"{actions.shape[1]} ticks asked of an adapter fitted for {len(regressions.mean)}: "
+                f"{actions.shape[1]} ticks asked of an adapter fitted for {self._ticks}: "
                 "fit it on longer windows"
             )
-        joints = regressions.joints(joint_position.astype(np.float64), actions)
-        grip = _follow(gripper_position, actions[..., 7], self._rates)
+        joints = motion.joints(_Chunk(joint_position, joint_motion, actions))
+        grip = follow(gripper_position, actions[..., 7], self._rates)
         return joints.astype(np.float32), grip.astype(np.float32)
 
     def errors(self, windows: MotionWindows) -> AdapterErrors:
         """How far off the predicted flange is on ``windows``."""
-        guess = self._fitted().joints(windows.joint_position.astype(np.float64), windows.actions)
-        still = np.broadcast_to(windows.joint_position[:, None], guess.shape)
-        ticks = tuple(tick for tick in REPORTED_TICKS if tick <= guess.shape[1])
-        return AdapterErrors(
-            ticks,
-            _distance_mm(guess, windows.future_joints, ticks),
-            _distance_mm(still, windows.future_joints, ticks),
-            len(windows),
-        )
+        return self._report([windows], [self._fitted()], "as fitted", "these windows")
+
+    def _report(
+        self, parts: list[MotionWindows], motions: list[_Motion], kind: str, held_out: str
+    ) -> AdapterErrors:
+        """Errors of each of ``motions`` on its own part, over all windows."""
+        ticks = tuple(tick for tick in REPORTED_TICKS if tick <= self._ticks)
+        rows = np.array(ticks, np.int64) - 1
+        own, still = [], []
+        for windows, motion in zip(parts, motions, strict=True):
+            real = windows.future_joints[:, rows]
+            guess = motion.joints(_Chunk.of(windows))[:, rows]
+            rest = np.broadcast_to(windows.joint_position[:, None], real.shape)
+            own.append(flange_errors(guess, real)[..., 0])
+            still.append(flange_errors(rest, real)[..., 0])
+        means = [tuple(np.concatenate(each).mean(axis=0).tolist()) for each in (own, still)]
+        return AdapterErrors(ticks, means[0], means[1], sum(map(len, parts)), kind, held_out)
 
     def save(self, folder: Path) -> None:
-        """Write adapter.safetensors into an existing folder."""
-        regressions = self._fitted()
-        arrays = {name: np.asarray(getattr(regressions, name)) for name in _names(_Regressions)}
-        save_file({**arrays, "rates": self._rates}, folder / _FILE)
+        """Write adapter.safetensors into an existing folder; it needs no other file."""
+        motion = self._fitted()
+        base, rest = motion.base, motion.rest
+        arrays = {"arm": base.arm.parameters, "rates": self._rates, "ticks": np.array(self._ticks)}
+        if base.shipped is not None and base.mix is not None:
+            arrays |= {"mix": base.mix, **base.shipped.weights}
+        if rest is not None:
+            arrays |= {f"rest.{name}": np.asarray(getattr(rest, name)) for name in _names()}
+        save_file(arrays, folder / _FILE)
 
     @classmethod
     def load(cls, folder: Path) -> "FittedAdapter":
         """The adapter that ``save`` wrote. Raises ValueError where there is none."""
-        if not (folder / _FILE).is_file():
-            raise ValueError(f"{folder / _FILE} not found: fit an adapter and save it there")
-        arrays = load_file(folder / _FILE)
-        adapter = cls()
-        adapter._rates = arrays["rates"]
-        level = int(arrays["level"])
-        adapter._regressions = _Regressions(
-            level, arrays["mean"], arrays["std"], arrays["weight"], arrays["offset"]
-        )
-        return adapter
-
-    def _fitted(self) -> _Regressions:
-        if self._regressions is None:
-            raise ValueError("the adapter knows no motion yet: call fit(windows) or load(folder)")
-        return self._regressions
-
-
-class ShippedAdapter:
-    """Ctrl-World's adapter for pi0.5-DROID: an MLP from joints and 15 velocities to 15 joint rows.
-
-    The gripper reaches its command at once, at most ``gripper_max``: upstream imitates an object in
-    the hand by such a ceiling per task. Source: Ctrl-World ``models/action_adapter`` (4c713d1).
-    """
-
-    def __init__(self, path: Path, gripper_max: float = 1.0) -> None:
-        """Read ``path``, safetensors with net.0/2/4.weight and .bias.
-
-        Raises:
-            ValueError: the file is missing or holds something else.
-        """
+        path = folder / _FILE
         if not path.is_file():
-            raise ValueError(f"world_model.adapter_path={path} does not exist")
-        weights = load_file(path)
-        shapes = {name: weights[name].shape for name in _LAYERS if name in weights}
-        if shapes != _LAYERS:
-            raise ValueError(f"{path} is not Ctrl-World's adapter: {shapes or sorted(weights)[:6]}")
-        self._weights = {name: weights[name].astype(np.float64) for name in _LAYERS}
-        self._gripper_max = gripper_max
+            raise ValueError(f"{path} not found: fit an adapter and save it there")
+        arrays = load_file(path)
+        if not {"arm", "rates", "ticks"} <= arrays.keys():
+            raise ValueError(
+                f"{path} holds {sorted(arrays)[:6]}, no adapter of this version: train the world "
+                "model again, or set world_model.adapter=shipped"
+            )
+        self = cls(ShippedAdapter.of(arrays, path) if LAYERS.keys() <= arrays.keys() else None)
+        self._rates, self._ticks = arrays["rates"], int(arrays["ticks"])
+        base = _Base(ArmModel(arrays["arm"]), self._shipped, arrays.get("mix"))
+        rest = None
+        if "rest.level" in arrays:
+            level, *tables = (arrays[f"rest.{name}"] for name in _names())
+            rest = _Regressions(int(level), *tables)
+        self._motion = _Motion(base, rest)
+        return self
 
-    def predict(
-        self,
-        joint_position: Float32[np.ndarray, "slot 7"],
-        gripper_position: Float32[np.ndarray, " slot"],
-        actions: Float32[np.ndarray, "slot ticks 8"],
-    ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
-        """Joint angles [rad] and gripper after each tick.
-
-        Chunks shorter than 15 ticks are continued with their last action, as upstream does for
-        pi0's ten. Raises ValueError for longer ones.
-        """
-        count, ticks, _ = actions.shape
-        if not 1 <= ticks <= TICKS:
-            raise ValueError(f"Ctrl-World's adapter takes 1 to {TICKS} ticks, got {ticks}")
-        rows = np.minimum(np.arange(TICKS), ticks - 1)
-        velocity = _to_unit(actions[:, rows, :NUM_JOINTS].astype(np.float64), *_VELOCITY_RANGE)
-        hidden = np.concatenate([joint_position, velocity.reshape(count, -1)], axis=1)
-        for layer in ("net.0", "net.2"):
-            hidden = self._linear(layer, hidden)
-            hidden = hidden / (1.0 + np.exp(-hidden))
-        unit = self._linear("net.4", hidden).reshape(count, TICKS, NUM_JOINTS)
-        low, high = _WAY_RANGE
-        joints = joint_position[:, None] + (unit + 1) / 2 * (high - low) + low
-        grip = np.clip(actions[..., 7], 0.0, self._gripper_max)
-        return joints[:, :ticks].astype(np.float32), grip.astype(np.float32)
-
-    def _linear(self, layer: str, x: np.ndarray) -> np.ndarray:
-        return x @ self._weights[f"{layer}.weight"].T + self._weights[f"{layer}.bias"]
+    def _fitted(self) -> _Motion:
+        if self._motion is None:
+            raise ValueError("the adapter knows no motion yet: call fit(windows) or load(folder)")
+        return self._motion
 
 
-def _names(cls: type) -> list[str]:
-    return [item.name for item in fields(cls)]
+def _names() -> list[str]:
+    return [item.name for item in fields(_Regressions)]
 
 
-def _features(
-    start: np.ndarray, actions: np.ndarray, level: int
-) -> Float64[np.ndarray, "window features"]:
-    """Features of the last tick of ``actions``; missing velocities before the chunk are zero."""
-    velocity = actions[..., :NUM_JOINTS].astype(np.float64)
-    count, ticks, _ = velocity.shape
+def _folds(windows: MotionWindows) -> tuple[list[np.ndarray], str]:
+    """Masks of what is held out in turn, and what they hold: whole episodes, if there are two."""
+    _, group = np.unique(windows.episode, return_inverse=True)
+    what = "whole episodes"
+    if group.max() == 0:
+        group, what = np.arange(len(windows)) * _FOLDS // len(windows), "runs of windows"
+    folds = [group % _FOLDS == k for k in range(min(_FOLDS, group.max() + 1))]
+    return (folds[-1:] if len(windows) >= _ONE_FOLD_FROM else folds), what
+
+
+def _features(chunk: _Chunk, tick: int, level: int) -> Float64[np.ndarray, "window features"]:
+    """Features of a tick: the last six velocities, the sum of all, the motion before the chunk,
+    sines and cosines of the joints and, by level, the sum times those (1) and times their products
+    (2): an impedance-controlled arm follows better in some postures than in others. Velocities
+    before the chunk are zero."""
+    velocity = chunk.actions[:, : tick + 1, :NUM_JOINTS].astype(np.float64)
+    start = chunk.start.astype(np.float64)
+    count = len(velocity)
     recent = np.zeros((count, _RECENT, NUM_JOINTS))
-    seen = velocity[:, max(0, ticks - _RECENT) :]
+    seen = velocity[:, max(0, tick + 1 - _RECENT) :]
     recent[:, _RECENT - seen.shape[1] :] = seen
     total = velocity.sum(axis=1)
     posture = np.concatenate([np.sin(start), np.cos(start)], axis=1)
-    parts = [recent.reshape(count, -1), total, posture]
+    parts = [recent.reshape(count, -1), total, chunk.motion.astype(np.float64), posture]
     if level >= 1:
         parts.append(_outer(total, posture))
     if level >= 2:
@@ -246,57 +339,5 @@ def _features(
     return np.concatenate(parts, axis=1)
 
 
-def _outer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _outer(a: Float[np.ndarray, "n p"], b: Float[np.ndarray, "n q"]) -> np.ndarray:
     return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
-
-
-def _gripper_rates(windows: MotionWindows) -> Float64[np.ndarray, "2 bins"]:
-    """Median way per tick while closing (row 0) and opening (row 1), by position.
-
-    Positions never seen in motion get the median over all positions.
-    """
-    before = np.concatenate(
-        [windows.gripper_position[:, None], windows.future_gripper[:, :-1]], axis=1
-    ).ravel()
-    way = windows.future_gripper.ravel() - before
-    wanted = windows.actions[..., 7].ravel() - before
-    rates = np.zeros((2, _BINS))
-    for row, sign in enumerate((1.0, -1.0)):
-        asked = sign * wanted > 0.1
-        steps = np.maximum(sign * way[asked], 0.0)
-        bins = _bin(before[asked])
-        rates[row] = np.median(steps) if steps.size else 0.0
-        for index in np.unique(bins):
-            rates[row, index] = np.median(steps[bins == index])
-    return rates
-
-
-def _follow(
-    start: Float32[np.ndarray, " slot"],
-    command: Float32[np.ndarray, "slot ticks"],
-    rates: Float64[np.ndarray, "2 bins"],
-) -> Float64[np.ndarray, "slot ticks"]:
-    """Gripper after each tick, moving towards the command no faster than the table allows."""
-    position = start.astype(np.float64)
-    out = np.empty(command.shape)
-    for tick in range(command.shape[1]):
-        closing, opening = rates[:, _bin(position)]
-        position = position + np.clip(command[:, tick] - position, -opening, closing)
-        out[:, tick] = position
-    return out
-
-
-def _bin(position: np.ndarray) -> np.ndarray:
-    return np.clip((position * _BINS).astype(int), 0, _BINS - 1)
-
-
-def _to_unit(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """[low, high] to [-1, 1], without clipping."""
-    return 2 * (values - low) / (high - low + 1e-8) - 1
-
-
-def _distance_mm(guess: np.ndarray, real: np.ndarray, ticks: tuple[int, ...]) -> tuple[float, ...]:
-    """Mean distance between the flanges of two joint paths after the given ticks."""
-    rows = np.array(ticks) - 1
-    away = flange_pose(guess[:, rows])[..., :3] - flange_pose(real[:, rows])[..., :3]
-    return tuple(map(float, 1e3 * np.linalg.norm(away, axis=-1).mean(axis=0)))

@@ -3,17 +3,9 @@
 import numpy as np
 from jaxtyping import Float, Float32
 
-# Modified (Craig) Denavit-Hartenberg rows a [m], d [m], alpha [rad] of joints 1-7 and the flange.
-_DH = (
-    (0.0, 0.333, 0.0),
-    (0.0, 0.0, -np.pi / 2),
-    (0.0, 0.316, np.pi / 2),
-    (0.0825, 0.0, np.pi / 2),
-    (-0.0825, 0.384, -np.pi / 2),
-    (0.0, 0.0, np.pi / 2),
-    (0.088, 0.0, np.pi / 2),
-    (0.0, 0.107, 0.0),
-)
+from contracts.panda import DH_ROWS, FLANGE_OFFSET
+
+_ROWS = (*DH_ROWS, (0.0, FLANGE_OFFSET, 0.0))  # of joints 1-7 and the flange
 
 
 def flange_transform(
@@ -24,12 +16,22 @@ def flange_transform(
     The hand's own -pi/4 is not part of it: that is what DROID's ``cartesian_position`` means.
     Source: Ctrl-World ``scripts/rollout_interact_pi.py`` (get_fk_solution), Franka's data sheet.
     """
+    return link_transforms(joint_position)[-1]
+
+
+def link_transforms(
+    joint_position: Float[np.ndarray, "*batch 7"],
+) -> list[Float[np.ndarray, "*batch 4 4"]]:
+    """Homogeneous transforms base -> frames of links 1-7 and the flange; joint i turns about z of
+    link i."""
     joints = np.asarray(joint_position, np.float64)
     angles = np.concatenate([joints, np.zeros((*joints.shape[:-1], 1))], axis=-1)
     total = np.broadcast_to(np.eye(4), (*joints.shape[:-1], 4, 4))
-    for index, row in enumerate(_DH):
+    found = []
+    for index, row in enumerate(_ROWS):
         total = total @ _link(row, angles[..., index])
-    return total
+        found.append(total)
+    return found
 
 
 def _link(row: tuple[float, float, float], theta: np.ndarray) -> np.ndarray:

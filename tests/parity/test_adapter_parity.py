@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models.adapter import ShippedAdapter
 from models.kinematics import flange_pose, flange_transform
+from models.shipped_adapter import ShippedAdapter
 
 pytestmark = pytest.mark.parity
 PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).parents[2] / "../shared/parity"))
@@ -26,7 +26,9 @@ def test_joints_after_each_tick_equal_upstreams(tensors, case):
     adapter = ShippedAdapter(FIXTURE / "adapter.safetensors")
     joints = tensors[f"e.{case}.joints"].astype(np.float32)
     actions = tensors[f"e.{case}.policy_actions"].astype(np.float32)
-    reached, grip = adapter.predict(joints[None, :7], joints[None, 7], actions[None])
+    reached, grip = adapter.predict(
+        joints[None, :7], np.zeros((1, 7), np.float32), joints[None, 7], actions[None]
+    )
     expected = tensors[f"e.{case}.adapter_out"][: len(actions)]
     np.testing.assert_allclose(reached[0], expected, atol=2e-6)
     np.testing.assert_allclose(grip[0], np.clip(actions[:, 7], 0, 1), atol=1e-7)
@@ -36,7 +38,8 @@ def test_the_gripper_stops_at_the_tasks_ceiling(tensors):
     adapter = ShippedAdapter(FIXTURE / "adapter.safetensors", gripper_max=0.3)
     actions = np.zeros((1, 15, 8), np.float32)
     actions[0, :, 7] = np.linspace(-0.2, 1, 15)
-    _, grip = adapter.predict(np.zeros((1, 7), np.float32), np.zeros(1, np.float32), actions)
+    rest = np.zeros((1, 7), np.float32)
+    _, grip = adapter.predict(rest, rest, np.zeros(1, np.float32), actions)
     assert grip.min() == 0.0
     assert grip.max() == np.float32(0.3)
 
