@@ -229,6 +229,10 @@ class ReplayStore:
                 latest[verdict.trajectory_id] = verdict
         return latest
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def bytes_on_disk(self) -> int:
         return sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
 

@@ -10,18 +10,9 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from contracts.panda import DH_ROWS, FLANGE_OFFSET, INERTIALS, Inertial, Vector
+
 PI = float(np.pi)
-# a in m, d in m, alpha in rad, in front of each joint
-DH_ROWS = (
-    (0.0, 0.333, 0.0),
-    (0.0, 0.0, -PI / 2),
-    (0.0, 0.316, PI / 2),
-    (0.0825, 0.0, PI / 2),
-    (-0.0825, 0.384, -PI / 2),
-    (0.0, 0.0, PI / 2),
-    (0.088, 0.0, PI / 2),
-)
-FLANGE_OFFSET = 0.107  # m along z of the last joint
 RESET_JOINTS = np.array([0.0, -PI / 5, 0.0, -4 * PI / 5, 0.0, 3 * PI / 5, 0.0])  # DROID
 JOINT_RANGES = (
     (-2.8973, 2.8973),
@@ -54,17 +45,6 @@ CAPSULE = mujoco.mjtGeom.mjGEOM_CAPSULE
 CYLINDER = mujoco.mjtGeom.mjGEOM_CYLINDER
 BOX = mujoco.mjtGeom.mjGEOM_BOX
 
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Inertial:
-    """Mass in kg, centre of mass in m, inertia about it: xx, yy, zz, xy, xz, yz in kg m^2."""
-
-    mass: float
-    centre: Vector
-    inertia: tuple[float, float, float, float, float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Rod:
@@ -77,43 +57,6 @@ class Rod:
     flat: bool = False
 
 
-INERTIALS = (
-    Inertial(
-        4.970684,
-        (0.003875, 0.002081, -0.04762),
-        (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
-    ),
-    Inertial(
-        0.646926,
-        (-0.003141, -0.02872, 0.003495),
-        (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
-    ),
-    Inertial(
-        3.228604,
-        (0.027518, 0.039252, -0.066502),
-        (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
-    ),
-    Inertial(
-        3.587895,
-        (-0.05317, 0.104419, 0.027454),
-        (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
-    ),
-    Inertial(
-        1.225946,
-        (-0.011953, 0.041065, -0.038437),
-        (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
-    ),
-    Inertial(
-        1.666555,
-        (0.060149, -0.014117, -0.010517),
-        (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
-    ),
-    Inertial(
-        0.735522,
-        (0.010517, -0.004252, 0.061597),
-        (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
-    ),
-)
 HAND = Inertial(0.825, (0.0, 0.0, 0.05), (0.0012, 0.0010, 0.0008, 0.0, 0.0, 0.0))
 FINGER_MASS = 0.05
 

@@ -7,6 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from contracts.constants import CONTROL_HZ, NUM_JOINTS, RAD_PER_TICK
+from contracts.panda import (
+    CARTESIAN_DAMPING,
+    CARTESIAN_STIFFNESS,
+    JOINT_DAMPING,
+    JOINT_STIFFNESS,
+)
 from contracts.types import RobotState
 from envs.mujoco.rotations import euler_from_matrix
 from envs.mujoco.scene import (
@@ -26,11 +32,6 @@ GRIPPER_LEAD = 0.18  # how far the gripper's set point may run ahead of where an
 SETTLE_STEPS = 75  # physics steps (0.3 s) that objects get to come to rest after a reset
 START_NOISE = 0.03  # rad, standard deviation of the start joints
 
-# polymetis HybridJointImpedanceControl with DROID's config/panda gains
-JOINT_STIFFNESS = np.array([40.0, 30.0, 50.0, 25.0, 35.0, 25.0, 10.0])
-JOINT_DAMPING = np.array([4.0, 6.0, 5.0, 5.0, 3.0, 2.0, 1.0])
-CARTESIAN_STIFFNESS = np.array([400.0, 400.0, 400.0, 15.0, 15.0, 15.0])
-CARTESIAN_DAMPING = np.array([37.0, 37.0, 37.0, 2.0, 2.0, 2.0])
 JOINT_LOW = np.array([-2.80, -1.66, -2.80, -2.97, -2.80, 0.08, -2.80])  # Franka's less 0.1 rad
 JOINT_HIGH = np.array([2.80, 1.66, 2.80, -0.17, 2.80, 3.65, 2.80])
 DAMPING_SQUARED = 1e-4  # of the damped least squares inverse

@@ -1,97 +1,134 @@
-"""One annotation file of Ctrl-World's layout: what an episode's json says, checked.
+"""Episodes in Ctrl-World's layout: what an annotation file says, checked.
 
 The layout (Ctrl-World 4c713d1, its ``extract_latent.py``) is ``annotation/<split>/<episode>.json``
 next to ``videos/<split>/<episode>/{0,1,2}.mp4``. Its 15 Hz rows are those of DROID.
 """
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
-from contracts.constants import NUM_JOINTS, TICKS_PER_FRAME, VIEWS
+from contracts.constants import NUM_JOINTS, VIEWS
+from contracts.droid_features import (
+    GRIPPER,
+    GRIPPER_TARGET,
+    JOINTS,
+    LABELLED,
+    POSE,
+    VELOCITY,
+)
+from envs.recorded import five_hertz
+from envs.recorded.episode import EpisodeKey, Recording, frames_of
+from envs.recorded.video import View
 
 _KEYS = {  # 15 Hz rows -> columns
-    "observation.state.joint_position": (NUM_JOINTS,),
-    "observation.state.gripper_position": (),
-    "observation.state.cartesian_position": (6,),
-    "action.joint_velocity": (NUM_JOINTS,),
-    "action.gripper_position": (),
+    JOINTS: (NUM_JOINTS,),
+    GRIPPER: (),
+    POSE: (6,),
+    VELOCITY: (NUM_JOINTS,),
+    GRIPPER_TARGET: (),
 }
-UNTITLED = "untitled"  # the task of episodes without an instruction
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """A recorded episode without its pictures. Row k of ``actions`` acts on row k of the states.
+class CtrlWorldFolder:
+    """A folder with ``annotation/`` and ``videos/``; its own ``train`` and ``val`` are the splits.
 
-    The last action is in the file, too: it was commanded, but what it did was not recorded.
-    ``success`` is None where the file does not tell.
+    Raises:
+        ValueError: it has no annotations.
     """
 
-    file: Path
-    split: str
-    episode: str
-    instruction: str
-    success: bool | None
-    videos: tuple[Path, ...]  # one per view, in the order of ``VIEWS``
-    joint_position: Float32[np.ndarray, "rows 7"]
-    gripper_position: Float32[np.ndarray, " rows"]
-    cartesian_position: Float32[np.ndarray, "rows 6"]
-    actions: Float32[np.ndarray, "rows 8"]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        files = [file for file in folder.glob("annotation/*/*.json") if file.is_file()]
+        if not files:
+            raise ValueError(
+                f"{folder} has no annotation/*/*.json: expected annotation/ and videos/ in it"
+            )
+        self._keys = sorted(
+            (EpisodeKey(file.parent.name, file.stem) for file in files),
+            key=lambda key: (key.split, key.episode.zfill(20)),
+        )
 
     @property
-    def id(self) -> str:
-        return f"recorded-{self.split}-{self.episode.zfill(4)}"
+    def notes(self) -> tuple[str, ...]:
+        """Judged by the first episode that can be read: a folder is of one kind."""
+        for key in self._keys:
+            try:
+                content = _parse(self._file(key))
+            except ValueError:  # reported where the episodes are read
+                continue
+            return (five_hertz.NOTE,) if _only_5_hz(content) else ()
+        return ()
 
-    @property
-    def task(self) -> str:
-        return task_name(self.instruction)
+    def keys(self, split: str) -> list[EpisodeKey]:
+        return [key for key in self._keys if not split or key.split == split]
 
-    @property
-    def num_frames(self) -> int:
-        """5 Hz frames that the 15 Hz rows ask for."""
-        return (len(self.actions) - 1) // TICKS_PER_FRAME + 1
+    def instruction(self, key: EpisodeKey) -> str:
+        return self.read(key).instruction
 
+    def read(self, key: EpisodeKey) -> Recording:
+        return read_annotation(self._file(key))
 
-def task_name(instruction: str) -> str:
-    """The instruction in lower case with underscores: ``Stack it!`` is task ``stack_it``."""
-    return re.sub(r"[\W_]+", "_", instruction.casefold()).strip("_") or UNTITLED
+    def _file(self, key: EpisodeKey) -> Path:
+        return self._folder / "annotation" / key.split / f"{key.episode}.json"
 
 
-def read_annotation(file: Path) -> Annotation:
+def read_annotation(file: Path) -> Recording:
     """Read ``<folder>/annotation/<split>/<episode>.json``.
 
     Raises:
-        ValueError: no json; no 15 Hz rows; rows that disagree with each other or are not finite.
+        ValueError: no json; neither 15 Hz rows nor the states of each frame; rows that disagree
+            with each other or are not finite.
     """
     content = _parse(file)
+    rows = _from_5_hz(file, content) if _only_5_hz(content) else _from_15_hz(file, content)
+    gripper = rows[GRIPPER_TARGET][:, None]
+    texts, success = content.get("texts") or [""], content.get("success")
+    if content.get(LABELLED) is False:  # our own export of an imagined trajectory
+        success = None
+    return Recording(
+        file=file,
+        key=EpisodeKey(file.parent.name, file.stem),
+        instruction=str(texts[0]).strip(),
+        success=None if success is None else bool(success),
+        views=_views(file, content, frames_of(len(gripper))),
+        joint_position=rows[JOINTS],
+        gripper_position=rows[GRIPPER],
+        cartesian_position=rows[POSE],
+        actions=np.concatenate([rows[VELOCITY], gripper], axis=1),
+    )
+
+
+def _only_5_hz(content: Mapping[str, Any]) -> bool:
+    """Whether there is one row per frame and nothing of what was commanded."""
+    return not content.keys() & _KEYS.keys() and five_hertz.WIDTHS.keys() <= content.keys()
+
+
+def _from_15_hz(file: Path, content: Mapping[str, Any]) -> five_hertz.Rows:
     missing = [key for key in _KEYS if key not in content]
     if missing:
         raise ValueError(f"{file} has no 15 Hz rows: {', '.join(missing)} missing")
-    rows = {key: _rows(file, key, content[key], columns) for key, columns in _KEYS.items()}
+    return _table(file, content, _KEYS)
+
+
+def _from_5_hz(file: Path, content: Mapping[str, Any]) -> five_hertz.Rows:
+    rows = _table(file, content, five_hertz.WIDTHS)
+    states, joints = rows[five_hertz.STATES], rows[five_hertz.FULL_JOINTS]
+    return five_hertz.interpolate(states.astype(np.float64), joints.astype(np.float64))
+
+
+def _table(
+    file: Path, content: Mapping[str, Any], widths: Mapping[str, tuple[int, ...]]
+) -> five_hertz.Rows:
+    """The named columns, of one length."""
+    rows = {key: _rows(file, key, content[key], columns) for key, columns in widths.items()}
     lengths = {key: len(array) for key, array in rows.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(f"{file}: rows disagree in number or are none: {lengths}")
-    gripper = rows["action.gripper_position"][:, None]
-    texts, success = content.get("texts") or [""], content.get("success")
-    return Annotation(
-        file=file,
-        split=file.parent.name,
-        episode=file.stem,
-        instruction=str(texts[0]).strip(),
-        success=None if success is None else bool(success),
-        videos=_videos(file, content),
-        joint_position=rows["observation.state.joint_position"],
-        gripper_position=rows["observation.state.gripper_position"],
-        cartesian_position=rows["observation.state.cartesian_position"],
-        actions=np.concatenate([rows["action.joint_velocity"], gripper], axis=1),
-    )
+    return rows
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -116,15 +153,15 @@ def _rows(file: Path, key: str, values: object, columns: tuple[int, ...]) -> np.
     return array
 
 
-def _videos(file: Path, content: Mapping[str, Any]) -> tuple[Path, ...]:
+def _views(file: Path, content: Mapping[str, Any], num_frames: int) -> tuple[View, ...]:
     """The videos that the file names, or those of the layout where it names none."""
     folder, split, episode = file.parents[2], file.parent.name, file.stem
     layout = [{"video_path": f"videos/{split}/{episode}/{view}.mp4"} for view in range(len(VIEWS))]
     named = content.get("videos") or layout
     try:
-        videos = tuple(folder / entry["video_path"] for entry in named)
+        views = tuple(View(folder / entry["video_path"], num_frames) for entry in named)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: videos has an entry without a video_path") from error
-    if len(videos) != len(VIEWS):
-        raise ValueError(f"{file} names {len(videos)} videos, not one per view of {VIEWS}")
-    return videos
+    if len(views) != len(VIEWS):
+        raise ValueError(f"{file} names {len(views)} videos, not one per view of {VIEWS}")
+    return views

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from envs.recorded.annotation import read_annotation, task_name
-from envs.recorded.robot import RecordedRobot, read_episodes
+from envs.recorded.annotation import read_annotation
+from envs.recorded.episode import task_name
+from envs.recorded.robot import Choice, RecordedRobot, read_episodes
 from envs.recorded.video import read_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,49 @@ def test_rows_and_frames_are_trimmed_together(tmp_path, rows, frames, kept_rows,
     assert len(trajectory.frames) == kept_frames
 
 
+def test_an_episode_with_5_hz_states_alone_is_interpolated_and_says_so(tmp_path):
+    """Two frames, 0.2 s apart; the second turn angle goes from 3.0 to -3.0 through pi."""
+    rows = {key: None for key in content(1) if key.startswith(("observation", "action"))}
+    states = [[0.0, 3.0, 6.0, 3.0, 0.0, -1.0, 0.0], [0.3, 0.0, 6.0, -3.0, 0.3, -1.0, 0.6]]
+    joints = [[0.0] * 8, [0.6, -0.3, 0, 0, 0, 0, 0.9, 0.6]]
+    write_episode(tmp_path, "val/2", 1, (2, 2, 2), states=states, joints=joints, **rows)
+    robot = RecordedRobot(tmp_path, 16, 32)
+    ((trajectory, _),) = robot.episodes()
+    (note,) = robot.notes
+    assert "5 Hz without commands" in note
+    pose = trajectory.cartesian_position
+    np.testing.assert_allclose(pose[[0, 3]], [row[:6] for row in states], atol=1e-6)
+    turned = 2 * np.pi - 6.0
+    np.testing.assert_allclose(pose[1], [0.1, 2, 6, 3 + turned / 3, 0.1, -1], atol=1e-6)
+    np.testing.assert_allclose(pose[2, 3], 3 + 2 * turned / 3 - 2 * np.pi, atol=1e-6)
+    np.testing.assert_allclose(
+        trajectory.joint_position[1], [0.2, -0.1, 0, 0, 0, 0, 0.3], atol=1e-6
+    )
+    np.testing.assert_allclose(trajectory.gripper_position, [0, 0.2, 0.4, 0.6], atol=1e-6)
+    wanted = [[1.0, -0.5, 0, 0, 0, 0, 1.5, grip] for grip in (0.2, 0.4, 0.6)]
+    np.testing.assert_allclose(trajectory.actions, wanted, atol=1e-5)
+
+
+@pytest.mark.shared
+def test_interpolated_states_of_real_episodes_are_near_the_recorded_ones(tmp_path):
+    wholes = {file: json.loads(file.read_text()) for file in SAMPLE.glob("annotation/*/*.json")}
+    wholes = {file: whole for file, whole in wholes.items() if "joints" in whole}
+    assert wholes  # the sample's val episodes
+    for file, whole in wholes.items():
+        known = {k: v for k, v in whole.items() if not k.startswith(("observation", "action"))}
+        stripped = tmp_path / "annotation" / file.parent.name / file.name
+        stripped.parent.mkdir(parents=True, exist_ok=True)
+        stripped.write_text(json.dumps(known))
+        ours, theirs = read_annotation(stripped), read_annotation(file)
+        rows = min(len(ours.actions), len(theirs.actions))
+        np.testing.assert_array_equal(
+            ours.cartesian_position[:rows:3], theirs.cartesian_position[:rows:3]
+        )
+        away = np.abs(ours.joint_position[:rows] - theirs.joint_position[:rows])
+        assert np.mean(away) < 0.002  # rad; an arm moves ten times as far in a tick
+        assert not RecordedRobot(SAMPLE, 16, 32).notes
+
+
 def test_bad_episodes_are_named_and_the_others_read(tmp_path):
     for episode in range(8):
         write_episode(tmp_path, f"train/{episode}", 7, (3, 3, 3))
@@ -122,7 +166,7 @@ def test_bad_episodes_are_named_and_the_others_read(tmp_path):
     assert "rows disagree in number" in reasons["train/2"]
     assert f"{videos / '3/1.mp4'} is no readable video" in reasons["train/3"]
     assert f"{videos / '4/2.mp4'} is no readable video" in reasons["train/4"]
-    assert f"{videos / '5/0.mp4'} has 1 frames, its annotation asks for 3" in reasons["train/5"]
+    assert f"{videos / '5/0.mp4'} has 1 frames, its episode's rows ask for 3" in reasons["train/5"]
     assert "action.gripper_position has numbers that are not finite" in reasons["train/6"]
 
 
@@ -148,7 +192,7 @@ def test_splits_and_numbers_order_the_episodes(tmp_path):
     ids = [trajectory.id for trajectory, _ in robot.episodes()]
     assert ids == [f"recorded-{n}" for n in ("train-0009", "train-0010", "train-0100", "val-0002")]
     assert robot.tasks() == {"stack_the_red_cube": ids}
-    assert RecordedRobot(tmp_path, 16, 32, "val").tasks() == {"stack_the_red_cube": ids[3:]}
+    assert RecordedRobot(tmp_path, 16, 32, Choice("val")).tasks() == {"stack_the_red_cube": ids[3:]}
 
 
 @pytest.mark.parametrize("texts", [None, [], [""], ["  "]])
