@@ -1,7 +1,9 @@
-"""Trains the reward model on labelled real trajectories and calibrates it on held-out ones."""
+"""Trains the reward model on labelled real trajectories, whole episodes of which judge it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +11,21 @@ import numpy as np
 from configs.reward import RewardConfig
 from contracts.constants import NO_VERSION
 from contracts.protocols import RewardModel
+from contracts.seeds import fold
 from contracts.types import Clip, Score
 from learners.loop import OnStep, TrainResult, shard, train
 from learners.selection import Episodes, Selection, commit, my_share, save_weights, step_rng
+from learners.validation import Validation
 from models.build import build_reward, load_reward
 from models.interfaces import RewardBatch, TrainableReward
 from replay.codec import EpisodeRow
+from replay.store import clip_indices
 
 STATISTICS_BATCH = 64
 TRIM = 0.25  # of an episode that may be missing from a clip's beginning
 LINGER = 0.5  # share of successes whose last frame is shown on for longer
-SWAP, CUT = 0.2, 0.2  # shares of the "no" clips made from successes, where that is possible
 CUT_RANGE = (0.3, 0.6)  # of a success: shown up to there it is not one yet
+LEAST = 1e-6  # probability: a score is a float32's, and P('no') a difference of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,9 @@ class RewardData:
     outcome is drawn from the tasks that have it. Against shortcuts (VLAW reference, RoboReward):
     beginnings are trimmed; the end of a success lingers up to the longest episode of its task and
     a failure is cut short, so that length does not tell them apart as it does on the robot, where
-    successes end early; some "no" clips are successes with another task's instruction, or cut
-    before completion where the ending shows when that was.
+    successes end early; of the "no" clips, ``reward.swap_share`` are successes with another task's
+    instruction and ``reward.clip_share`` successes that are cut before completion, where the ending
+    shows when that was. What cannot be made is left to the other kinds.
 
     Raises:
         ValueError: an episode has no label, or no "yes" or no "no" can be made.
@@ -90,13 +96,15 @@ class RewardData:
 
     def _ways_to_deny(self) -> list[tuple[float, Callable[[np.random.Generator], "_Pick"]]]:
         """How "no" clips can be made from these episodes, with shares that add up to 1."""
+        swap, clip = self._cfg.swap_share, self._cfg.clip_share
         ways = [
-            (1 - SWAP - CUT, self._failure, bool(self._failures)),
-            (SWAP, self._swapped, len(self._tasks) > 1 and bool(self._successes)),
-            (CUT, self._cut_short, bool(self._ended)),
+            (1 - swap - clip, self._failure, bool(self._failures)),
+            (swap, self._swapped, len(self._tasks) > 1 and bool(self._successes)),
+            (clip, self._cut_short, bool(self._ended)),
         ]
-        total = sum(share for share, _, possible in ways if possible)
-        return [(share / total, make) for share, make, possible in ways if possible]
+        possible = [(share, make) for share, make, can in ways if can and share > 0]
+        total = sum(share for share, _ in possible)
+        return [(share / total, make) for share, make in possible]
 
     def _draw(self, stream: str, step: int, count: int) -> list[_Pick]:
         rng = step_rng(self._cfg.train.seed, stream, step)
@@ -163,6 +171,61 @@ def _choose(rng: np.random.Generator, groups: dict[str, list[int]]) -> int:
     return group[rng.integers(len(group))]
 
 
+class HeldOut:
+    """The negative log-likelihood of whole episodes that no batch shows, clips as they are scored.
+
+    Both outcomes count alike, however many there are of each.
+    """
+
+    def __init__(self, selection: Selection, cfg: RewardConfig) -> None:
+        self._episodes = Episodes(selection)
+        self._cfg = cfg
+
+    def nll(self, model: RewardModel) -> float:
+        """Mean of -log P(right answer), in nats: over successes, over failures, and of the two."""
+        losses: dict[bool, list[float]] = {True: [], False: []}
+        rows = self._episodes.rows
+        for row, score in zip(rows, self._scores(model), strict=True):
+            losses[_success(row)].append(-math.log(_right(score, _success(row))))
+        return sum(sum(side) / len(side) for side in losses.values()) / len(losses)
+
+    def _scores(self, model: RewardModel) -> Iterator[Score]:
+        rows, size = self._episodes.rows, self._cfg.max_batch
+        picks = [clip_indices(row.num_frames, self._cfg.num_frames) for row in rows]
+        for start in range(0, len(rows), size):
+            part = range(start, min(start + size, len(rows)))
+            frames = self._episodes.frames([(row, picks[row]) for row in part])
+            yield from model.score(
+                [
+                    Clip(images, picks[row], rows[row].instruction)
+                    for images, row in zip(frames, part, strict=True)
+                ]
+            )
+
+
+def _right(score: Score, success: bool) -> float:
+    """Probability of the right answer; what rounding may have made zero is not."""
+    return max(score.p_yes if success else score.mass - score.p_yes, LEAST)
+
+
+def apart(labelled: Selection, cfg: RewardConfig) -> tuple[Selection, Selection]:
+    """Split labelled episodes into those to train on and those to stop by.
+
+    ``reward.validation.share`` of each outcome of each task, rounded; which ones follows from the
+    seed. Nothing is kept apart where that would leave either side without an outcome.
+    """
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for row in Episodes(labelled).rows:
+        groups.setdefault((row.provenance.task, _success(row)), []).append(row.id)
+    judges: dict[bool, list[str]] = {True: [], False: []}
+    for (_, success), names in groups.items():
+        order = sorted(names, key=lambda name: fold(cfg.train.seed, "reward validation", name))
+        judges[success] += order[: min(round(cfg.validation.share * len(names)), len(names) - 1)]
+    chosen = {*judges[True], *judges[False]} if judges[True] and judges[False] else set[str]()
+    kept = [name for name in labelled.ids if name not in chosen]
+    return replace(labelled, ids=kept), replace(labelled, ids=sorted(chosen))
+
+
 def train_reward(
     cfg: RewardConfig,
     labelled: Selection,
@@ -173,19 +236,26 @@ def train_reward(
 ) -> TrainResult:
     """Train from the weights in ``base_folder`` (None: fresh ones) and write ``out_folder``.
 
-    Give only what ``selection.held_out`` keeps for training. Called again after a crash it
-    continues at the last checkpoint in ``state_dir``.
+    Give only what ``selection.held_out`` keeps for training: the others calibrate. With a
+    ``reward.validation.share`` the weights are those of the lowest held-out likelihood loss, and
+    training may end early. Called again after a crash it continues at the last checkpoint in
+    ``state_dir``.
 
     Raises:
         ValueError: labels are missing or one-sided, or the folders belong to something else.
         DivergedError: the loss is not finite.
     """
-    data = RewardData(labelled, cfg)
+    kept, judges = apart(labelled, cfg)
+    data = RewardData(kept, cfg)
     model = _start(cfg, base_folder, data)
-    result = train(model, data.sample, cfg.train, state_dir, on_step)
+    validation = None
+    if judges.ids:
+        measure = partial(HeldOut(judges, cfg).nll, model)
+        validation = Validation(cfg.validation.every, measure, cfg.validation.patience)
+    result = train(model, data.sample, cfg.train, state_dir, on_step, validation)
     if shard()[0] == 0:
         commit(save_weights(model, out_folder), out_folder)
-    return result
+    return replace(result, numbers={"validation episodes": float(len(judges.ids))})
 
 
 def _start(cfg: RewardConfig, base_folder: Path | None, data: RewardData) -> TrainableReward:
@@ -194,75 +264,3 @@ def _start(cfg: RewardConfig, base_folder: Path | None, data: RewardData) -> Tra
     model = build_reward(cfg, cfg.train.seed)
     model.fit_statistics(data.statistics())
     return model
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """Counts at one threshold; "accepted" is P('yes') > alpha, strictly (Eq. 3)."""
-
-    alpha: float
-    true_positive: int
-    false_positive: int
-    false_negative: int
-    true_negative: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How far P('yes') can be trusted. ``auc`` is NaN where one outcome is absent."""
-
-    p_yes: tuple[float, ...]
-    success: tuple[bool, ...]
-    mass: float  # mean P('yes') + P('no'): far below 1 the prompt is not understood
-    auc: float
-    sweep: tuple[Confusion, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.p_yes)
-
-
-def calibrate(
-    model: RewardModel,
-    clips: Sequence[Clip],
-    labels: Sequence[bool],
-    alphas: Sequence[float],
-    batch: int = 16,
-) -> Calibration:
-    """Score labelled clips and count at every threshold of ``alphas``, in their order.
-
-    Raises:
-        ValueError: there are not as many labels as clips.
-    """
-    if len(clips) != len(labels):
-        raise ValueError(f"{len(clips)} clips and {len(labels)} labels: give one label per clip")
-    scores: list[Score] = []
-    for start in range(0, len(clips), batch):
-        scores += model.score(clips[start : start + batch])
-    p_yes, success = np.array([s.p_yes for s in scores]), np.array(labels, bool)
-    return Calibration(
-        p_yes=tuple(p_yes.tolist()),
-        success=tuple(success.tolist()),
-        mass=float(np.mean([s.mass for s in scores])) if scores else float("nan"),
-        auc=_auc(p_yes, success),
-        sweep=tuple(_confusion(p_yes, success, alpha) for alpha in alphas),
-    )
-
-
-def _confusion(p_yes: np.ndarray, success: np.ndarray, alpha: float) -> Confusion:
-    yes = p_yes > alpha
-    return Confusion(
-        alpha,
-        true_positive=int(np.sum(yes & success)),
-        false_positive=int(np.sum(yes & ~success)),
-        false_negative=int(np.sum(~yes & success)),
-        true_negative=int(np.sum(~yes & ~success)),
-    )
-
-
-def _auc(p_yes: np.ndarray, success: np.ndarray) -> float:
-    """Chance that a random success scores above a random failure, ties half (Mann-Whitney U)."""
-    if success.all() or not success.any():
-        return float("nan")
-    margin = p_yes[success][:, None] - p_yes[~success]
-    return float(np.mean((np.sign(margin) + 1) / 2))

@@ -1,10 +1,13 @@
 """Reward scoring for any number of callers, in batches, on one model."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 from contracts.protocols import RewardModel
 from contracts.types import Clip, Score, Verdict
 from services.batching import MicroBatcher
+
+MIN_MASS = 0.9
 
 
 class RewardScorer:
@@ -35,3 +38,19 @@ def verdict(trajectory_id: str, reward_version: int, outcome: Score | BaseExcept
         error = f"{type(outcome).__name__}: {outcome}"
         return Verdict(trajectory_id, float("nan"), float("nan"), reward_version, error)
     return Verdict(trajectory_id, outcome.p_yes, outcome.mass, reward_version)
+
+
+def mass_warning(what: str, masses: Iterable[float]) -> str:
+    """Says that P('yes') + P('no') of ``what`` is below 0.9 on average; "" if it is not.
+
+    Below that the model often says something else, so P('yes') > alpha cannot be trusted. The NaN
+    of a scoring error is left out.
+    """
+    known = [mass for mass in masses if not math.isnan(mass)]
+    mean = sum(known) / len(known) if known else 1.0
+    if mean >= MIN_MASS:
+        return ""
+    return (
+        f"{what}: P('yes') + P('no') is {mean:.3f} on average over {len(known)} clips, below "
+        f"{MIN_MASS}: the model answers with other words. Fine-tune it before its scores are used."
+    )

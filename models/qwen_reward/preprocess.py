@@ -31,17 +31,28 @@ MAX_ASPECT = 200
 
 @dataclass(frozen=True, slots=True)
 class PatchLayout:
-    """How Qwen3-VL cuts a video. The pixel limits count frames x height x width (4B release)."""
+    """How Qwen3-VL cuts a video. The pixel limits count frames x height x width (4B release).
+
+    ``frame_tokens``: most tokens of one frame, as ``cap_pixels_per_frame`` sets it; None: no limit.
+    """
 
     patch: int = 16
     merge: int = 2  # patches per side that become one token
     temporal: int = 2  # frames that one patch spans
     min_pixels: int = 4096
     max_pixels: int = 25_165_824
+    frame_tokens: int | None = None
 
     @property
     def factor(self) -> int:
         return self.patch * self.merge
+
+    def most_pixels(self, frames: int) -> int:
+        """The upper pixel limit of a video of so many frames."""
+        if self.frame_tokens is None:
+            return self.max_pixels
+        share = min(self.frame_tokens * self.factor**2, self.max_pixels // frames)
+        return max(share, int(self.min_pixels * 1.05)) * frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +71,18 @@ def watched(clip: Clip, view: int) -> UInt8[np.ndarray, "frame height width 3"]:
         ValueError: no such view.
     """
     if not STACKED <= view < len(VIEWS):
-        raise ValueError(f"reward.qwen.view={view} must be -1 (stacked) or 0..{len(VIEWS) - 1}")
+        raise ValueError(f"reward.qwen.views: {view} must be -1 (stacked) or 0..{len(VIEWS) - 1}")
     if view != STACKED:
         return clip.frames[:, view]
     return np.concatenate([clip.frames[:, index] for index in range(len(VIEWS))], axis=1)
+
+
+def shown_size(
+    frame_size: tuple[int, int], view: int, frames: int, layout: PatchLayout
+) -> tuple[int, int]:
+    """(height, width) that the vision tower is given of stored views of ``frame_size``."""
+    height, width = frame_size
+    return resized(frames, height * (len(VIEWS) if view == STACKED else 1), width, layout)
 
 
 def resized(frames: int, height: int, width: int, layout: PatchLayout) -> tuple[int, int]:
@@ -83,8 +102,9 @@ def resized(frames: int, height: int, width: int, layout: PatchLayout) -> tuple[
         raise ValueError(f"frames of {height}x{width} pixels are too narrow for Qwen3-VL")
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     pixels = round(frames / layout.temporal) * layout.temporal * tall * wide
-    if pixels > layout.max_pixels:
-        shrink = math.sqrt(frames * height * width / layout.max_pixels)
+    limit = layout.most_pixels(frames)
+    if pixels > limit:
+        shrink = math.sqrt(frames * height * width / limit)
         tall = max(factor, math.floor(height / shrink / factor) * factor)
         wide = max(factor, math.floor(width / shrink / factor) * factor)
     elif pixels < layout.min_pixels:
@@ -135,7 +155,10 @@ def sanitised(instruction: str) -> str:
     """
     line = re.sub(r"\s+", " ", instruction).strip().replace("<|", "< |").replace("|>", "| >")
     if not line:
-        raise ValueError("a clip with an empty instruction cannot be judged: give it one")
+        raise ValueError(
+            "a clip with an empty instruction cannot be judged: give it one, or leave such "
+            "recordings out with robot.untitled=false"
+        )
     return line
 
 

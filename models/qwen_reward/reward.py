@@ -1,69 +1,47 @@
-"""Qwen3-VL behind the reward protocol: one forward, the softmax at the answer position."""
+"""Qwen3-VL behind the reward protocol: one forward per view, softmax at the answer position."""
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from configs.reward import RewardConfig
 from contracts.constants import NO_VERSION
 from contracts.types import Clip, Score
 from models.interfaces import Batch, RewardBatch
+from models.lora import add_lora, merged_state
+from models.qwen_reward.checkpoint import open_release
 from models.qwen_reward.manifest import Manifest
-from models.qwen_reward.preprocess import VIDEO_TOKEN, PatchLayout, cut, prompt, watched
+from models.qwen_reward.preprocess import VIDEO_TOKEN, cut, prompt, shown_size, watched
 from models.qwen_reward.tiny import write_tiny
 
 VIDEO_TYPE = 2  # in mm_token_type_ids: 0 text, 1 image, 2 video
-MIN_MASS = 0.9
-# Files of a release that stock AutoProcessor reads; they travel with the weights unread.
-COMPANIONS = (
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerMass:
-    """How much probability the answers 'yes' and 'no' hold together. ``warning`` is "" if fine."""
-
-    mean: float
-    warning: str
-
-
-def answer_mass(scores: Sequence[Score]) -> AnswerMass:
-    """Below 0.9 the model often says something else, so P('yes') > alpha cannot be trusted.
-
-    Raises:
-        ValueError: there are no scores.
-    """
-    if not scores:
-        raise ValueError("answer_mass needs at least one score")
-    mean = sum(score.mass for score in scores) / len(scores)
-    if mean >= MIN_MASS:
-        return AnswerMass(mean, "")
-    return AnswerMass(
-        mean,
-        f"P('yes') + P('no') is {mean:.3f} on average over {len(scores)} clips, below {MIN_MASS}: "
-        "the model answers with other words. Fine-tune it before its scores are used",
-    )
+def combined(scores: Sequence[Score], how: str) -> Score:
+    """One score of several views of a clip: ``min``, that of the view with the lowest P('yes'), or
+    ``mean``, the means of P('yes') and of the answers' mass."""
+    if how == "min":
+        return min(scores, key=lambda score: score.p_yes)
+    count = len(scores)
+    return Score(sum(s.p_yes for s in scores) / count, sum(s.mass for s in scores) / count)
 
 
 class QwenReward:
     """P('yes') that a clip shows its instruction completed (VLAW Eq. 3, appendix C).
 
     Weights are float32 in memory, the masters of an optimiser; ``reward.qwen.dtype`` is what
-    scoring computes in and what is saved. The prompt's wording is ours: the paper prints none.
+    scoring computes in and what is saved. Adapters (``reward.qwen.lora_rank``) are merged when
+    saved. The prompt's wording is ours: the paper prints none.
 
     Raises:
-        ValueError: no such checkpoint, one trained on other inputs, or 'yes' is not one token.
+        ValueError: no such checkpoint, a damaged one, one trained on other inputs, or 'yes' is not
+            one token.
     """
 
     def __init__(self, cfg: RewardConfig, seed: int) -> None:
@@ -83,32 +61,38 @@ class QwenReward:
         return self
 
     def _open(self, cfg: RewardConfig, folder: Path) -> None:
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no Qwen3-VL checkpoint: set reward.qwen.path")
         manifest = Manifest.read(folder) or Manifest.of(cfg)
         manifest.check(cfg, folder)
+        release = open_release(folder)
         self.version = NO_VERSION
         self._cfg = cfg
-        self._frame_size = manifest.frame_size
         self._dtype = torch.bfloat16 if cfg.qwen.dtype == "bfloat16" else torch.float32
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        ).eval()
+        self._model, self._tokenizer = release.model, release.tokenizer
+        self._layout, self._companions = release.layout, release.companions
+        self._manifest = Manifest.of(cfg)
+        if manifest.frame_size is not None:
+            self._see(manifest.frame_size)
+        if self._manifest.shown_size != manifest.shown_size:
+            raise ValueError(
+                f"{folder} was trained on frames resized to {manifest.shown_size}, but its "
+                f"processor files now say {self._manifest.shown_size}: restore these files"
+            )
         self._prepare_training()
-        vision = self._model.model.visual
-        self._layout = PatchLayout(
-            vision.patch_size, vision.spatial_merge_size, vision.patch_embed.temporal_patch_size
-        )
         self._yes, self._no = self._token("yes"), self._token("no")
-        self._companions = {
-            name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).exists()
-        }
+
+    def _see(self, frame_size: tuple[int, int]) -> None:
+        """From now on the model knows views of (height, width) pixels only."""
+        qwen, frames = self._cfg.qwen, self._cfg.num_frames
+        shown = shown_size(frame_size, qwen.views[0], frames, self._layout)
+        self._manifest = replace(self._manifest, frame_size=frame_size, shown_size=shown)
 
     def _prepare_training(self) -> None:
-        if self._cfg.qwen.freeze_vision:
+        qwen, seed = self._cfg.qwen, self._cfg.train.seed
+        if qwen.freeze_vision:
             self._model.model.visual.requires_grad_(False)
-        if self._cfg.qwen.recompute:
+        if qwen.lora_rank:
+            add_lora(self._model, qwen.lora_rank, qwen.lora_alpha, qwen.lora_targets, seed)
+        if qwen.recompute:
             self._model.activation_checkpointing_enable()
 
     def _token(self, word: str) -> int:
@@ -129,8 +113,9 @@ class QwenReward:
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         """P('yes') under the full softmax, and the mass of both answers, in the order of ``clips``.
 
-        At most ``reward.max_batch`` clips share a forward; a clip's score does not depend on them
-        (to rounding).
+        Every view of ``reward.qwen.views`` is judged alone, then they are ``combined``. At most
+        ``reward.max_batch`` clips share a forward; a clip's score does not depend on them (to
+        rounding).
 
         Raises:
             ValueError: a clip has another number of frames or another size than trained on.
@@ -145,16 +130,22 @@ class QwenReward:
             self._model.train(training)
         return [score for group in groups for score in group]
 
-    @torch.inference_mode()
     def _score(self, clips: Sequence[Clip]) -> list[Score]:
+        views = [self._score_view(clips, view) for view in self._cfg.qwen.views]
+        how = self._cfg.qwen.combine
+        return [combined(of_clip, how) for of_clip in zip(*views, strict=True)]
+
+    @torch.inference_mode()
+    def _score_view(self, clips: Sequence[Clip], view: int) -> list[Score]:
         low = self._dtype == torch.bfloat16
         with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=low):
-            logits = self.answer_logits(clips)
+            logits = self.answer_logits(clips, view)
         answers = logits.softmax(dim=-1)[:, [self._yes, self._no]].tolist()
         return [Score(p_yes=yes, mass=min(yes + no, 1.0)) for yes, no in answers]
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """Cross-entropy of 'yes' or 'no' over the whole vocabulary at the answer position.
+        """Cross-entropy of 'yes' or 'no' over the whole vocabulary at the answer position, the mean
+        of the views.
 
         Over the whole vocabulary, because a two-way loss leaves P('yes') near zero under the
         softmax that ``score`` reads. Uses no randomness.
@@ -166,28 +157,33 @@ class QwenReward:
             raise ValueError(
                 f"a reward model learns from a RewardBatch, not {type(batch).__name__}"
             )
-        if self._frame_size is None and batch.clips:
+        if self._manifest.frame_size is None and batch.clips:
             height, width = batch.clips[0].frames.shape[2:4]
-            self._frame_size = (height, width)
+            self._see((height, width))
         self._check(batch.clips)
-        logits = self.answer_logits(batch.clips)
         answers = [self._yes if success else self._no for success in batch.success]
-        target = torch.tensor(answers, device=logits.device)
-        return functional.cross_entropy(logits, target, reduction="none")
+        target = torch.tensor(answers, device=self._model.device)
+        losses = [
+            functional.cross_entropy(
+                self.answer_logits(batch.clips, view), target, reduction="none"
+            )
+            for view in self._cfg.qwen.views
+        ]
+        return torch.stack(losses).mean(dim=0)
 
-    def answer_logits(self, clips: Sequence[Clip]) -> Float32[Tensor, "clip token"]:
+    def answer_logits(self, clips: Sequence[Clip], view: int) -> Float32[Tensor, "clip token"]:
         """Logits of the token that follows each prompt."""
-        inputs = self.inputs(clips)
+        inputs = self.inputs(clips, view)
         return self._model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
 
-    def inputs(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+    def inputs(self, clips: Sequence[Clip], view: int) -> dict[str, Tensor]:
         """The forward's arguments. Rows are padded on the left, so the last position of every row
         is the one that answers."""
         device = self._model.device
         layout = self._layout
         videos, texts = [], []
         for clip in clips:
-            frames = torch.tensor(watched(clip, self._cfg.qwen.view)).to(device)
+            frames = torch.tensor(watched(clip, view)).to(device)
             video = cut(frames.permute(0, 3, 1, 2).contiguous(), layout)
             videos.append(video)
             texts.append(prompt(clip.instruction, clip.frame_index, video.tokens_per_step, layout))
@@ -203,6 +199,7 @@ class QwenReward:
         }
 
     def _check(self, clips: Sequence[Clip]) -> None:
+        known = self._manifest.frame_size
         for clip in clips:
             count, _, height, width, _ = clip.frames.shape
             if count != self._cfg.num_frames or count != len(clip.frame_index):
@@ -210,17 +207,17 @@ class QwenReward:
                     f"a clip of {count} frames and {len(clip.frame_index)} indices, but the reward "
                     f"model looks at reward.num_frames={self._cfg.num_frames}"
                 )
-            if self._frame_size not in (None, (height, width)):
+            if known not in (None, (height, width)):
                 raise ValueError(
                     f"a clip of {height}x{width} pixels, but this reward model was trained on "
-                    f"{self._frame_size}: set robot.height and robot.width, or train it again"
+                    f"{known}: set robot.height and robot.width, or train it again"
                 )
 
     def save(self, folder: Path) -> None:
         """Write a folder that stock transformers loads, and the manifest of what it looks at."""
-        state = {name: value.to(self._dtype) for name, value in self._model.state_dict().items()}
+        state = {name: value.to(self._dtype) for name, value in merged_state(self._model).items()}
         self._model.save_pretrained(folder, state_dict=state)
         self._tokenizer.save_pretrained(folder)
         for name, content in self._companions.items():
             (folder / name).write_bytes(content)
-        Manifest.of(self._cfg, self._frame_size).write(folder)
+        self._manifest.write(folder)

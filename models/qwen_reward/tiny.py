@@ -1,12 +1,13 @@
 """A tiny random Qwen3-VL checkpoint in the release's layout, made without a model hub."""
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from models.qwen_reward.preprocess import QUESTION
+from models.qwen_reward.preprocess import QUESTION, PatchLayout
 
 CONTROL_TOKENS = [  # the release's strings that a video chat needs
     "<|endoftext|>",
@@ -17,6 +18,15 @@ CONTROL_TOKENS = [  # the release's strings that a video chat needs
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+# What the release renders for turns of video, image and text; our own wording of it.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 HIDDEN = 64
 HEAD_DIM = 16
@@ -95,8 +105,28 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     )
 
 
+def processor_settings() -> dict[str, dict[str, object]]:
+    """The processor of the 4B release, as transformers 5 writes it into one file."""
+    cut = PatchLayout()
+    common = {
+        "patch_size": cut.patch,
+        "temporal_patch_size": cut.temporal,
+        "merge_size": cut.merge,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    still = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
+    moving = {"shortest_edge": cut.min_pixels, "longest_edge": cut.max_pixels}
+    return {
+        "image_processor": common
+        | {"image_processor_type": "Qwen2VLImageProcessor", "size": still},
+        "video_processor": common
+        | {"video_processor_type": "Qwen3VLVideoProcessor", "size": moving},
+    }
+
+
 def write_tiny(folder: Path, seed: int) -> None:
-    """Write weights and tokenizer; ``from_pretrained(folder)`` loads them as it does the release.
+    """Write weights, tokenizer and processor files; Auto classes load them as they do the release.
 
     Equal seeds give equal files; the global random state is left as it was.
     """
@@ -106,3 +136,6 @@ def write_tiny(folder: Path, seed: int) -> None:
         model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = {"processor_class": "Qwen3VLProcessor"} | processor_settings()
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.reward import RewardConfig
+from configs.reward import EmbeddedRewardConfig, RewardConfig, RewardValidationConfig
 from configs.training import TrainConfig
 from contracts.types import Clip, Label, Provenance, Score
 from envs.fake import counting_trajectory
-from learners.reward import RewardData, calibrate
+from learners.reward import HeldOut, RewardData, apart, train_reward
 from learners.selection import Selection
+from models.build import load_reward
 from replay.images import ImageCoding
 from replay.store import ReplayStore, StoreOptions
 
@@ -22,16 +23,23 @@ LOSSLESS = StoreOptions(ImageCoding("png"))
 Episode = tuple[str, str, int, bool, str]  # id, task, ticks, success, ending
 
 
-def data_of(folder: Path, episodes: list[Episode], batch: int = 400) -> RewardData:
-    """The i-th episode's green channel is i."""
+def stored(folder: Path, episodes: list[Episode]) -> Selection:
+    """The i-th episode's green channel is i, its red channel the frame's number."""
     store = ReplayStore.create_or_open(folder, LOSSLESS)
     for index, (name, task, ticks, success, ending) in enumerate(episodes):
         made_by = Provenance(name, "real", task, iteration=1, seed=index)
         store.add(counting_trajectory(made_by, ticks, ending), Label(name, success, "simulator"))
     store.close()
     opened = ReplayStore.open(folder, LOSSLESS)
-    cfg = RewardConfig(num_frames=4, train=TrainConfig(batch=batch))
-    return RewardData(Selection(opened, opened.ids()), cfg)
+    return Selection(opened, opened.ids())
+
+
+def data_of(
+    folder: Path, episodes: list[Episode], batch: int = 400, swap: float = 0.2, clip: float = 0.2
+) -> RewardData:
+    train = TrainConfig(batch=batch)
+    cfg = RewardConfig(num_frames=4, swap_share=swap, clip_share=clip, train=train)
+    return RewardData(stored(folder, episodes), cfg)
 
 
 def owner(clip: Clip) -> int:
@@ -98,6 +106,23 @@ def test_every_clip_is_true_to_its_label(tmp_path):
     assert min(kinds["swap"], kinds["cut"]) > 15
 
 
+@pytest.mark.parametrize(("swap", "clip"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)])
+def test_shares_of_made_failures_are_options(tmp_path, swap, clip):
+    """Of 200 "no" clips: swapped, cut, and real failures, each within four deviations of 7."""
+    batch = data_of(tmp_path, TWO_TASKS, swap=swap, clip=clip).sample(0)
+    own = {0: "do wipe", 4: "do draw"}
+    made = [
+        "swap" if c.instruction != own[owner(c)] else "clip"
+        for c, s in zip(batch.clips, batch.success, strict=True)
+        if not s and owner(c) in own
+    ]
+    found = Counter(made)
+    assert (found["swap"] == 0) == (swap == 0)
+    assert (found["clip"] == 0) == (clip == 0)
+    assert abs(found["swap"] - 200 * swap) < 28
+    assert abs(found["clip"] - 200 * clip) < 28
+
+
 def test_length_does_not_give_a_success_away(tmp_path):
     """Successes last 21 frames and failures 31; some "yes" clips linger to the failures' time."""
     batch = data_of(tmp_path, TWO_TASKS[:4]).sample(0)
@@ -143,41 +168,91 @@ def test_unlabelled_episode_is_refused(tmp_path):
 
 @dataclass
 class Reading:
-    """P('yes') of a clip is written in its first pixel, in 1/100."""
+    """P('yes') is the last frame's number in 1/100, P('no') half of the rest."""
 
     version: int = 1
     batches: list[int] = field(default_factory=list)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         self.batches.append(len(clips))
-        return [Score(int(c.frames[0, 0, 0, 0, 0]) / 100, 0.5) for c in clips]
+        p = [shown(clip)[-1] / 100 for clip in clips]
+        return [Score(one, one + (1 - one) / 2) for one in p]
 
 
-def clips_of(percent: Sequence[int]) -> list[Clip]:
-    return [Clip(np.full((2, 3, 4, 4, 3), p, np.uint8), (0, 1), "wipe") for p in percent]
+def test_held_out_likelihood_by_hand(tmp_path):
+    """Whole episodes end at frames 20 (success), 30 30 30 (failures), 10 (success), 15 (failure).
 
-
-def test_calibration_counts_by_hand():
-    """Successes score .9 .8 .3, failures .8 .2. Strictly above .8 only the .9 is accepted.
-
-    AUC: of 6 pairs .9 wins 2, .8 wins 1 and ties 1, .3 wins 1: 4.5 / 6.
+    P(right) is .2 and .1 for "yes", (1 - p) / 2 for "no". Both outcomes count one half.
     """
-    model = Reading()
-    labels = [True, True, True, False, False]
-    found = calibrate(model, clips_of([90, 80, 30, 80, 20]), labels, [0.8, 0.25], batch=2)
-    assert model.batches == [2, 2, 1]
-    assert found.auc == pytest.approx(0.75)
-    assert (found.n, found.mass) == (5, 0.5)
-    strict, loose = found.sweep
-    assert (strict.true_positive, strict.false_positive) == (1, 0)
-    assert (strict.false_negative, strict.true_negative) == (2, 2)
-    assert (loose.true_positive, loose.false_positive) == (3, 1)
-    assert (loose.false_negative, loose.true_negative) == (0, 1)
+    judge, model = HeldOut(stored(tmp_path, TWO_TASKS), RewardConfig(max_batch=4)), Reading()
+    yes = [-math.log(0.2), -math.log(0.1)]
+    no = [-math.log(0.35)] * 3 + [-math.log(0.425)]
+    assert judge.nll(model) == pytest.approx((sum(yes) / 2 + sum(no) / 4) / 2)
+    assert model.batches == [4, 2]
 
 
-def test_calibration_without_one_outcome_has_no_auc():
-    assert math.isnan(calibrate(Reading(), clips_of([90, 80]), [True, True], [0.5]).auc)
-    empty = calibrate(Reading(), [], [], [0.5])
-    assert (empty.n, empty.sweep[0].true_positive) == (0, 0)
-    with pytest.raises(ValueError, match="1 clips and 0 labels"):
-        calibrate(Reading(), clips_of([90]), [], [0.5])
+class Sure:
+    """Says yes with all of the probability that a float32 has."""
+
+    version = 1
+
+    def score(self, clips: Sequence[Clip]) -> list[Score]:
+        return [Score(1.0, 1.0)] * len(clips)
+
+
+def test_a_wrong_certainty_is_punished_but_finite(tmp_path):
+    found = HeldOut(stored(tmp_path, TWO_TASKS), RewardConfig()).nll(Sure())
+    assert found == pytest.approx(-math.log(1e-6) / 2)
+
+
+def many(task: str, count: int, successes: int) -> list[Episode]:
+    return [(f"{task}{k:02d}", task, 12, k < successes, "done") for k in range(count)]
+
+
+def split(selection: Selection, share: float, seed: int = 0) -> tuple[set[str], set[str]]:
+    validation = RewardValidationConfig(share=share)
+    cfg = RewardConfig(validation=validation, train=TrainConfig(seed=seed))
+    kept, judges = apart(selection, cfg)
+    return set(kept.ids), set(judges.ids)
+
+
+def test_episodes_are_kept_apart_by_task_and_outcome(tmp_path):
+    """A quarter of 8 and 4, of 4 and 8: 2 + 1, 1 + 2."""
+    selection = stored(tmp_path, [*many("wipe", 12, 8), *many("draw", 12, 4)])
+    kept, judges = split(selection, 0.25)
+    assert kept | judges == set(selection.ids)
+    assert not kept & judges
+    groups = Counter(
+        (name[:4], int(name[4:]) < {"wipe": 8, "draw": 4}[name[:4]]) for name in judges
+    )
+    assert groups == {("wipe", True): 2, ("wipe", False): 1, ("draw", True): 1, ("draw", False): 2}
+    assert split(selection, 0.25) == (kept, judges)
+    assert split(selection, 0.25, seed=1) != (kept, judges)
+
+
+def test_nothing_is_kept_apart_that_training_needs(tmp_path):
+    one_each = stored(tmp_path / "a", many("wipe", 2, 1))
+    assert split(one_each, 0.9) == (set(one_each.ids), set())
+    one_sided = stored(tmp_path / "b", many("wipe", 9, 8))  # its one failure is needed
+    assert split(one_sided, 0.5)[1] == set()
+    assert split(one_sided, 0.0)[1] == set()
+
+
+def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
+    """A learning rate far too high: what is kept is the lowest of the measurements."""
+    labelled = stored(tmp_path / "store", many("wipe", 12, 6))
+    train = TrainConfig(steps=60, batch=4, warmup=0, learning_rate=0.02, device="cpu")
+    validation = RewardValidationConfig(share=0.4, every=2, patience=2)
+    cfg = RewardConfig(
+        num_frames=4, embedded=EmbeddedRewardConfig(width=4), train=train, validation=validation
+    )
+    state, out = tmp_path / "state", tmp_path / "out"
+    found = train_reward(cfg, labelled, None, state, out, lambda step, loss: None)
+    values = dict(found.validation)
+    assert found.numbers["validation episodes"] == 4
+    assert found.steps < 60
+    assert values[found.kept_step] == min(values.values())
+    assert found.steps == found.kept_step + 4  # two measurements without a new best
+    kept = load_reward(cfg, out, version=1)
+    judge = HeldOut(apart(labelled, cfg)[1], cfg)
+    assert judge.nll(kept) == pytest.approx(values[found.kept_step], rel=1e-5)

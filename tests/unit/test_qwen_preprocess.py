@@ -132,7 +132,7 @@ def test_views():
     assert set(watched(clip, 1).ravel()) == {100}
     stacked = watched(clip, -1)
     assert stacked[:, :, 0, 0].tolist() == [[0] * 16 + [100] * 16 + [200] * 16] * 2
-    with pytest.raises(ValueError, match=r"reward\.qwen\.view=3"):
+    with pytest.raises(ValueError, match=r"reward\.qwen\.views: 3"):
         watched(clip, 3)
 
 

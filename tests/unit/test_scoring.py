@@ -10,7 +10,7 @@ import pytest
 
 from contracts.types import Clip, Score
 from services.batching import MicroBatcher
-from services.scoring import RewardScorer, verdict
+from services.scoring import RewardScorer, mass_warning, verdict
 
 
 def clip(value: int) -> Clip:
@@ -106,3 +106,16 @@ def test_one_callers_cancellation_spares_its_neighbours():
         return answer
 
     assert asyncio.run(scenario()) == 20
+
+
+def test_answers_with_other_words_are_pointed_out():
+    """Means of .75 and 1.0 are .875, below .9; an error has no mass and does not count."""
+    found = mass_warning("v1 on real clips", [0.75, 1.0, math.nan])
+    assert found.startswith("v1 on real clips: P('yes') + P('no') is 0.875 on average over 2 clips")
+    assert mass_warning("v1", [0.8, 1.0]) == ""
+    assert mass_warning("v1", []) == mass_warning("v1", [math.nan]) == ""
+
+
+def test_two_way_value_is_a_share_of_the_mass():
+    assert Score(0.3, 0.4).two_way == pytest.approx(0.75)
+    assert math.isnan(Score(0.0, 0.0).two_way)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from services.statistics import Interval, auc, confusion, difference, sweep, wilson
+from contracts.statistics import Interval, auc, confusion, difference, sweep, wilson
 
 
 @pytest.mark.parametrize(

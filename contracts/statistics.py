@@ -1,7 +1,7 @@
-"""Intervals for success rates, and how well a score separates success from failure."""
+"""Intervals for rates, and how well a score separates success from failure; each defined once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,14 @@ class Confusion:
     true_negative: int
 
     @property
+    def n(self) -> int:
+        return self.true_positive + self.false_positive + self.false_negative + self.true_negative
+
+    @property
+    def accepted(self) -> int:
+        return self.true_positive + self.false_positive
+
+    @property
     def precision(self) -> float:
         """Share of the accepted that are successes; NaN when none is accepted."""
         return _share(self.true_positive, self.false_positive)
@@ -81,16 +89,28 @@ class Confusion:
         """Share of the failures that are accepted; NaN without failures."""
         return _share(self.false_positive, self.true_negative)
 
+    @property
+    def precision_interval(self) -> Interval:
+        """95 %, Wilson, as the two below."""
+        return wilson(self.true_positive, self.accepted)
+
+    @property
+    def recall_interval(self) -> Interval:
+        return wilson(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def false_positive_interval(self) -> Interval:
+        return wilson(self.false_positive, self.false_positive + self.true_negative)
+
 
 def _share(part: int, rest: int) -> float:
     return part / (part + rest) if part + rest else math.nan
 
 
-def confusion(
-    p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alpha: float
+def counted(
+    accepted: Bool[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alpha: float
 ) -> Confusion:
-    """Eq. 3 against the labels. A NaN score (a scoring error) is never accepted."""
-    accepted = p_yes > alpha
+    """The four counts of a decision; ``alpha`` only says by which threshold it was taken."""
     return Confusion(
         alpha,
         int((accepted & success).sum()),
@@ -100,10 +120,25 @@ def confusion(
     )
 
 
+def confusion(
+    p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alpha: float
+) -> Confusion:
+    """Eq. 3 against the labels. A NaN score (a scoring error) is never accepted."""
+    return counted(p_yes > alpha, success, alpha)
+
+
 def sweep(
     p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"], alphas: Sequence[float]
 ) -> list[Confusion]:
     return [confusion(p_yes, success, alpha) for alpha in alphas]
+
+
+def roc(p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"]) -> list[Confusion]:
+    """Every point of the ROC curve: a threshold at each score, from the strictest, which accepts
+    nothing, to -infinity, which accepts all. NaN scores are left out."""
+    known = ~np.isnan(p_yes)
+    alphas = [*np.unique(p_yes[known])[::-1].tolist(), -math.inf]
+    return sweep(p_yes[known], success[known], alphas)
 
 
 def auc(p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"]) -> float:
@@ -114,3 +149,32 @@ def auc(p_yes: Float[np.ndarray, " n"], success: Bool[np.ndarray, " n"]) -> floa
         return math.nan
     below = np.searchsorted(bad, good, side="left") + np.searchsorted(bad, good, side="right")
     return float(below.mean() / 2 / len(bad))
+
+
+def auc_interval(area: float, successes: int, failures: int, z: float = Z_95) -> Interval:
+    """Score-type interval of an area under the ROC curve, honest at 0 and 1.
+
+    All areas A with ``(area - A)^2 <= z^2 A (1-A) (2N-1 - (3N-3) / ((2-A)(1+A))) / (m n)``, where
+    N = (m+n)/2: Newcombe, Statistics in Medicine 25 (2006) 559-573, method 5. Without one of the
+    outcomes everything is possible.
+    """
+    if not successes or not failures:
+        return Interval(0.0, 1.0)
+    pairs, half = successes * failures, (successes + failures) / 2
+
+    def inside(true: float) -> bool:
+        spread = 2 * half - 1 - (3 * half - 3) / ((2 - true) * (1 + true))
+        return (area - true) ** 2 <= z * z * true * (1 - true) * spread / pairs
+
+    return Interval(_edge(inside, area, 0.0), _edge(inside, area, 1.0))
+
+
+def _edge(inside: Callable[[float], bool], within: float, outside: float) -> float:
+    """Where ``inside`` turns false between a point that it holds for and the end of a range."""
+    for _ in range(60):
+        middle = (within + outside) / 2
+        if inside(middle):
+            within = middle
+        else:
+            outside = middle
+    return within
