@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from cluster import interrupts
 from configs import schema
 
 schema.register()
@@ -22,9 +23,8 @@ def main(config: DictConfig) -> None:
         run_job(run, Path.cwd())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command continues where it stopped")
 
 
 if __name__ == "__main__":
-    main()
+    with interrupts.one_line():
+        main()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 
+from cluster import interrupts
 from cluster.placement import Node, Placed, place, processes
 from configs.run import RunConfig
 
@@ -38,14 +39,16 @@ def session(run: RunConfig, tasks: list[str]) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for
-    if run.cluster.address:
-        _join(run)
-    else:
-        _start(run, tasks)
+    with interrupts.kept():
+        if run.cluster.address:
+            _join(run)
+        else:
+            _start(run, tasks)
     try:
         yield
     finally:
-        ray.shutdown()
+        with interrupts.undisturbed():
+            ray.shutdown()
 
 
 def _join(run: RunConfig) -> None:
