@@ -14,7 +14,7 @@ test: setup browser  ## lint, types, floors and every test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files
@@ -23,7 +23,7 @@ base: setup  ## train the small base models anew from scripted demonstrations (d
 	$(BIN)/python ray_job.py scale=pretrain task=all $(ARGS)
 
 benchmark: setup  ## print the figures of benchmarks/RESULTS.md on this machine
-	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/simulation.py  # others take arguments: docs/adapter.md, docs/sizes.md
 
 setup: $(VENV)/.installed
 

@@ -82,6 +82,11 @@ class _Dream:
     def chunks(self) -> int:
         return len(self.actions)
 
+    def joint_motion(self) -> Float32[np.ndarray, " 7"]:
+        """Way [rad] of the last tick. A start state is an arm at rest: an episode's first frame."""
+        rows = self.joints[-1]
+        return rows[-1] - rows[-2] if len(rows) > 1 else np.zeros_like(rows[-1])
+
     def observation(self) -> Observation:
         """The last imagined moment, as the policy would see it on the robot."""
         state = RobotState(
@@ -164,6 +169,7 @@ class ImaginationWorker:
         actions = np.stack([plan.actions for plan in plans])
         joints, gripper = self._models.adapter.predict(
             np.stack([d.joints[-1][-1] for d in dreams]),
+            np.stack([d.joint_motion() for d in dreams]),
             np.asarray([d.gripper[-1][-1] for d in dreams], np.float32),
             actions[:, :ADAPTER_TICKS],
         )

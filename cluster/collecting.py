@@ -1,7 +1,6 @@
 """Stages that touch the robot: demonstrations, real rollouts, evaluation."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,10 +12,11 @@ from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotP
 from configs.run import RunConfig
 from contracts.seeds import fold
 from contracts.types import Checkpoint
-from envs.recorded.robot import RecordedRobot
+from envs.recorded.robot import Choice, RecordedRobot
 from services.progress import Bar
 from services.serving import PolicyServer
 
+SHOWN = 10  # recordings that cannot be used are named on the terminal, the others in stages/
 PLAY_NOISE = (0.05, 0.1, 0.2, 0.3)  # per tick; experts survive 0.02, from 0.2 on most fail
 
 
@@ -24,9 +24,9 @@ def demonstrations(run: Context) -> dict[str, Any]:
     """Fill ``demos``: scripted in simulation, or recorded episodes (D_DROID of Eq. 2)."""
     config = run.config
     if config.demos.path:
-        return _import(run, "demos", Path(config.demos.path), "")
+        return import_recordings(run, "demos", recordings(config, "", demos=True))
     if config.robot.kind == "recorded":
-        return _import(run, "demos", Path(config.robot.path), "train")
+        return import_recordings(run, "demos", recordings(config, "train"))
     wanted = [
         DemonstrationRequest(
             f"demo-{task}-{k:04d}", task, fold(config.seed, "demo", task, k), config.demos.noise
@@ -74,7 +74,7 @@ def collect(run: Context, iteration: int, policy: int) -> dict[str, Any]:
     """K labelled episodes per task with one policy version; D_real only grows."""
     config = run.config
     if config.robot.kind == "recorded":
-        return _import(run, "real", Path(config.robot.path), "train")
+        return import_recordings(run, "real", recordings(config, "train"))
     requests = [
         EpisodeRequest(
             trajectory_id=f"real-{iteration}-{task}-{k:04d}",
@@ -97,8 +97,8 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
     config = run.config
     if config.robot.kind == "recorded":
         # Recordings cannot answer a new policy. What was held out judges the world model.
-        if (Path(config.robot.path) / "annotation" / "val").is_dir():
-            _import(run, "evaluation", Path(config.robot.path), "val")
+        if len(held_out := recordings(config, "val")):
+            import_recordings(run, "evaluation", held_out)
         return {}
     requests = [
         EpisodeRequest(
@@ -116,18 +116,45 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
     return roll_out(run, f"evaluate {name}", checkpoint, requests, "evaluation")
 
 
-def _import(run: Context, store: str, folder: Path, split: str) -> dict[str, Any]:
-    """Store recorded episodes; say which could not be read and why."""
-    robot = RecordedRobot(folder, *run.frame_size, split)
-    writer, ids = run.writer(store), []
+def recordings(config: RunConfig, split: str, demos: bool = False) -> RecordedRobot:
+    """The recordings that take the robot's place, or with ``demos`` those of ``demos.path``.
+
+    Raises:
+        ValueError: the folder holds none, in no layout that is known.
+    """
+    robot = config.robot
+    folder, limit = (config.demos.path, config.demos.limit) if demos else (robot.path, robot.limit)
+    choice = Choice(split, robot.instruction, robot.holdout, limit, robot.untitled)
+    return RecordedRobot(folder, robot.height, robot.width, choice)
+
+
+def import_recordings(run: Context, store: str, robot: RecordedRobot) -> dict[str, Any]:
+    """Store recorded episodes that are not stored yet; say which could not be read and why."""
+    known = set(run.reader(store).ids())
+    writer, ids = run.writer(store), [name for name in robot.ids() if name in known]
     with run.reporter.stage(f"read recordings ({store})", len(robot), "episodes") as bar:
-        for trajectory, label in robot.episodes():
+        bar.at(len(ids))
+        for trajectory, label in robot.episodes(known):
             writer.add(trajectory, label)
             ids.append(trajectory.id)
             bar.advance()
-    for skipped in robot.skipped:
-        run.reporter.say(f"  skipped {skipped.episode}: {skipped.reason}")
+    _say_skipped(run, robot)
     return _outcomes(run, store, ids) | {"skipped": {s.episode: s.reason for s in robot.skipped}}
+
+
+def _say_skipped(run: Context, robot: RecordedRobot) -> None:
+    """How many recordings are not used, and the first reasons; all of them are in ``stages/``."""
+    for note in robot.notes:
+        run.reporter.say(f"  {note}")
+    if not robot.skipped:
+        return
+    run.reporter.say(f"  {len(robot.skipped)} of {len(robot)} recordings are not used:")
+    for skipped in robot.skipped[:SHOWN]:
+        run.reporter.say(f"  skipped {skipped.episode}: {skipped.reason}")
+    if len(robot.skipped) > SHOWN:
+        run.reporter.say(
+            f"  and {len(robot.skipped) - SHOWN} more, listed in {run.folder / 'stages'}"
+        )
 
 
 def roll_out(
@@ -140,7 +167,14 @@ def roll_out(
         bar.at(len(requests) - len(missing))
         if missing:
             _play(run, policy, missing, store, bar)
+            _say_aborted(run, store, [request.trajectory_id for request in missing])
     return _outcomes(run, store, [request.trajectory_id for request in requests])
+
+
+def _say_aborted(run: Context, store: str, ids: list[str]) -> None:
+    for row in run.reader(store).episodes(ids):
+        if row.ending.startswith("aborted"):
+            run.reporter.say(f"  {row.id} ended after {row.num_ticks} ticks, {row.ending}")
 
 
 def _play(

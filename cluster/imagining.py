@@ -1,21 +1,19 @@
-"""Stages inside the world model: imagine N trajectories per task, then score them."""
+"""The stage inside the world model: imagine N trajectories per task."""
 
 import time
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
 
 from actors.imagination import ImaginationStats
 from cluster.context import Context, Versions
 from cluster.handles import RemoteQueue, RemoteStore, answer, end, start
-from cluster.processes import ImaginationProcess, ScorerProcess
+from cluster.processes import ImaginationProcess
 from contracts.seeds import fold
-from contracts.types import Score, StartState, Verdict, WorkItem
+from contracts.types import StartState, WorkItem
 from services.progress import Bar
 from services.queue import TaskQueue
-from services.scoring import verdict
 
 POLL_S = 0.5
 
@@ -145,81 +143,3 @@ def _watch(pools: list[_Pool], bar: Bar, stall_timeout_s: float) -> None:
                 "logs in the Ray dashboard, or raise cluster.stall_timeout_s"
             )
         time.sleep(POLL_S)
-
-
-def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
-    """Give all of D_real and this iteration's D_syn a verdict of the newest reward version."""
-    wanted = {
-        "imagined": [
-            i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")
-        ],
-        "real": run.reader("real").ids(),
-    }
-    pending = []
-    for store, ids in wanted.items():
-        known = run.reader(store).verdicts(reward_version=versions.reward)
-        pending += [(store, i) for i in ids if i not in known or known[i].error]
-    total = sum(len(ids) for ids in wanted.values())
-    with run.reporter.stage(f"{iteration} score", total, "clips") as bar:
-        bar.at(total - len(pending))
-        if pending:
-            _score(run, versions.reward, pending, bar)
-    return _histogram_counts(run, iteration, versions.reward)
-
-
-def _score(run: Context, version: int, pending: list[tuple[str, str]], bar: Bar) -> None:
-    config, cluster = run.config, run.config.cluster
-    in_flight = 4 * config.reward.max_batch
-    scorer = start(
-        ScorerProcess,
-        config.reward,
-        run.checkpoints.open("reward", version),
-        num_cpus=cluster.scorer_cpus,
-        num_gpus=cluster.scorer_gpus,
-        max_restarts=-1,
-        max_task_retries=3,
-        max_concurrency=in_flight,
-    )
-    try:
-        for first in range(0, len(pending), in_flight):
-            part = pending[first : first + in_flight]
-            _score_part(run, scorer, version, part)
-            bar.advance(len(part))
-    finally:
-        end(scorer)
-
-
-def _score_part(run: Context, scorer: Any, version: int, part: list[tuple[str, str]]) -> None:
-    """Clips travel store -> scorer through the object store; verdicts are committed together."""
-    num_frames, timeout_s = run.config.reward.num_frames, run.config.cluster.start_timeout_s
-    calls = [
-        scorer.score.remote(run.replay.clip.remote(store, name, num_frames)) for store, name in part
-    ]
-    verdicts: dict[str, list[Verdict]] = {}
-    for (store, name), call in zip(part, calls, strict=True):
-        found = verdict(name, version, _outcome(call, timeout_s))
-        verdicts.setdefault(store, []).append(found)
-    for store, found in verdicts.items():
-        run.writer(store).add_verdicts(found)
-
-
-def _outcome(call: Any, timeout_s: float) -> Score | BaseException:
-    try:
-        return answer(call, timeout_s)
-    except RayError as error:
-        return error
-
-
-def _histogram_counts(run: Context, iteration: int, version: int) -> dict[str, Any]:
-    """Accepted, rejected and failed-to-score trajectories of each task."""
-    store = run.reader("imagined")
-    verdicts = store.verdicts(reward_version=version)
-    counts = {task: {"accepted": 0, "rejected": 0, "scoring_error": 0} for task in run.tasks}
-    for row in store.episodes():
-        if row.provenance.iteration == iteration and row.id in verdicts:
-            task = row.provenance.task
-            verdict = verdicts[row.id]
-            accepted = verdict.accepted(run.config.for_task(task).alpha)
-            outcome = "scoring_error" if verdict.error else "accepted" if accepted else "rejected"
-            counts[task][outcome] += 1
-    return counts

@@ -1,4 +1,4 @@
-"""The three jobs of ``ray_job.py``: the loop, the base models, the report alone."""
+"""The jobs of ``ray_job.py``: what each does with its folder, its config and a cluster."""
 
 import os
 from collections.abc import Iterator
@@ -10,29 +10,50 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import pretrain, summary
+from cluster import calibration, exporting, judging, latents, pretrain, summary
 from cluster.checkpoints import CheckpointFolder
+from cluster.collecting import recordings
 from cluster.context import STORES, Context
 from cluster.handles import answer, start
 from cluster.placement import big_enough, describe, place, processes
+from cluster.serve import serve
 from cluster.session import placed, session
 from cluster.setup import check_bases
-from cluster.vlaw import algorithm_1
-from configs.run import RunConfig
-from envs.recorded.robot import RecordedRobot
+from cluster.vlaw import algorithm_1, evaluation_alone
+from cluster.world_model_export import export_world_model
+from configs.run import RunConfig, TaskOverrides
+from services import sizes
 from services.estimate import estimate
 from services.progress import Reporter
 from services.replay import ReplayService
 from services.stages import Stages, read_json, write_json
 
-ELSEWHERE = ("out", "dry_run", "job", "cluster")  # say where and whether a run runs, not which
+ELSEWHERE = (
+    "out",
+    "dry_run",
+    "job",
+    "cluster",
+    "serve",
+    "export",
+    "replay_eval",
+)  # where and whether it runs, not which
+FIRST_STAGE = {"loop": "base", "evaluate": "policy"}  # jobs that publish base models, and where
 MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
     "each_task.workers",
     "task.*.workers",
+    "reward.target_precision",
     "imagination.slots",
     "imagination.lease_s",
     "robot.count",
     "robot.resource",
+    "world_model.ctrl_world.cache_latents",  # what is stored already stays
+    "world_model.ctrl_world.latent_videos",
+    "world_model.ctrl_world.published",
+    "policy.remote.host",  # a server may move; another policy behind it is noticed
+    "policy.remote.port",
+    "policy.remote.key_file",
+    "policy.remote.connections",
+    "policy.remote.*_timeout_s",
 )
 
 
@@ -43,29 +64,70 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         ValueError: the config, the folder or the cluster cannot do it; nothing was lost.
         OSError: the folder cannot be written.
     """
+    if config.job == "serve":
+        serve(config)
+        return
+    if config.job == "sizes":
+        Console().print("\n".join(sizes.report(config)), highlight=False, soft_wrap=True)
+        return
     folder = (cwd / config.out).resolve()
+    if config.job in ("export", "statistics"):
+        take_out = exporting.export if config.job == "export" else exporting.statistics
+        take_out(config, folder, (cwd / config.export.to).resolve())
+        return
     tasks = task_names(config)
+    if config.job == "loop":
+        sizes.check_plan(config)
     if config.dry_run:
         _print_plan(config, tasks)
         return
-    if config.job == "report":
-        _require_run(folder)
-    if config.job == "loop" and Stages(folder / "stages").result("base") is None:
-        check_bases(config)
+    if config.job == "export_world_model":
+        export_world_model(config.world_model, folder)
+        return
+    _check_start(config, folder)
     claim(folder, config)
     with open_run(config, folder, tasks) as run:
-        if config.job == "pretrain":
+        _work(run)
+
+
+def _check_start(config: RunConfig, folder: Path) -> None:
+    """Refuse what would fail minutes later."""
+    if config.job in ("report", "calibrate"):
+        _require_run(folder, config.job)
+    if config.job == "replay_eval":
+        judging.check(config.replay_eval, config.world_model.checkpoint)
+    if config.job == "latents":
+        latents.encoder_folder(config.world_model)
+    first = FIRST_STAGE.get(config.job)
+    if first and Stages(folder / "stages").result(first) is None:
+        check_bases(config)
+
+
+def _work(run: Context) -> None:
+    match run.config.job:
+        case "latents":
+            latents.job(run)
+            return
+        case "replay_eval":
+            judging.replay_eval(run)
+            return
+        case "pretrain":
             pretrain.base_models(run)
-        elif config.job == "loop":
+        case "loop":
             algorithm_1(run)
-        summary.write(run)
+        case "evaluate":
+            evaluation_alone(run)
+        case "calibrate":
+            calibration.job(run)
+    summary.write(run)
 
 
 def task_names(config: RunConfig) -> list[str]:
     """The tasks of a run: configured ones, or the instructions of the recordings to train on."""
+    if config.job == "replay_eval":
+        return []  # whatever the episodes are of
     if config.robot.kind == "recorded":
-        robot = RecordedRobot(config.robot.path, config.robot.height, config.robot.width, "train")
-        return sorted(robot.tasks())
+        return sorted(recordings(config, "train").tasks())
     return list(config.task)
 
 
@@ -77,7 +139,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     Raises:
         ValueError: the folder holds another run, or cannot be written.
     """
-    settings = {key: value for key, value in asdict(config).items() if key not in ELSEWHERE}
+    settings = _identity(config)
     path = folder / "run.json"
     try:
         if path.exists() and (folder / "stores").exists():
@@ -93,10 +155,16 @@ def claim(folder: Path, config: RunConfig) -> None:
         ) from error
 
 
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that say which run it is."""
+    return {key: value for key, value in asdict(config).items() if key not in ELSEWHERE}
+
+
 def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    defaults = _identity(RunConfig(task={"book": TaskOverrides()})) | {"task": {}}
     changed = [
         f"{key} was {was!r}, now {now!r}"
-        for key, was, now in differences(old, new)
+        for key, was, now in differences(with_defaults(old, defaults), new)
         if not any(fnmatch(key, free) for free in MAY_CHANGE)
     ]
     if changed:
@@ -104,6 +172,16 @@ def _same_settings(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
             f"{folder} holds a run with other settings ({'; '.join(changed[:4])}). Give the same "
             "settings to continue it, or out=<new folder> to begin another"
         )
+
+
+def with_defaults(old: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``old`` and the settings that did not exist when it was written, at their defaults."""
+    nested = {
+        key: with_defaults(old[key], value)
+        for key, value in defaults.items()
+        if isinstance(value, dict) and isinstance(old.get(key), dict)
+    }
+    return defaults | old | nested
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -115,10 +193,10 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any
         yield prefix, old, new
 
 
-def _require_run(folder: Path) -> None:
+def _require_run(folder: Path, job: str) -> None:
     if not (folder / "run.json").exists():
         raise ValueError(
-            f"job=report: {folder} holds no run (no run.json). Give out=<folder of a run>"
+            f"job={job}: {folder} holds no run (no run.json). Give out=<folder of a run>"
         )
 
 

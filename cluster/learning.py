@@ -12,6 +12,7 @@ import torch
 from cluster.checkpoints import Kind, base_folder
 from cluster.context import Context, Versions
 from cluster.handles import run_once
+from cluster.latents import extract, training_ids
 from cluster.training import OnStep, fit
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
@@ -20,13 +21,13 @@ from configs.world_model import WorldModelConfig
 from contracts.types import Checkpoint
 from learners.loop import TrainResult
 from learners.policy import PolicySources, train_policy
-from learners.reward import calibrate, train_reward
+from learners.replay_quality import evaluate_replay
+from learners.reward import train_reward
 from learners.selection import Selection, held_out, real_successes
-from learners.world_model import WorldModelSources, evaluate_replay, train_world_model
-from models.build import load_reward, load_world_model
+from learners.world_model import WorldModelSources, train_world_model
+from models.build import load_world_model
+from models.device import on_gpu
 from replay.store import ReplayStore
-
-ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the threshold sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +64,23 @@ def learn(
         result = fit(learner, name.replace("/", "-"), folder, run.config.cluster, bar)
     lineage = {
         "parent": f"{course.kind} v{course.parent}" if course.parent is not None else "",
-        "steps": train.steps,
+        "steps": result["kept_step"],
         "data": course.data,
     }
     checkpoint = run.checkpoints.publish(course.kind, course.version, places.out, lineage)
     shutil.rmtree(folder, ignore_errors=True)  # published; only a run that was cut short needs it
-    return {"checksum": checkpoint.checksum, "losses": result["losses"], "data": course.data}
+    return {"checksum": checkpoint.checksum, "data": course.data} | result
 
 
 def _remember(work: Work, places: Places, on_step: OnStep) -> dict[str, Any]:
     """Runs in the learner's process; what comes back must be plain values."""
     result = work(places, on_step)
-    return {"losses": list(result.losses), "seconds": result.seconds}
+    return {
+        "losses": list(result.losses),
+        "numbers": dict(result.numbers),
+        "validation": [list(measured) for measured in result.validation],
+        "kept_step": result.kept_step,
+    }
 
 
 def _parent(run: Context, course: Course) -> Path | None:
@@ -92,13 +98,14 @@ def _parent(run: Context, course: Course) -> Path | None:
 def dream(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     """Post-train the world model on all of D_real, failures too, with D_DROID (Eq. 1, 2)."""
     config = run.config.world_model
-    real = run.reader("real").ids()
-    # Without a second set of recordings the demonstrations are D_real itself.
-    shared = run.config.robot.kind == "recorded" and not run.config.demos.path
-    droid = [] if shared else run.reader("demos").ids()
+    wanted = training_ids(run)
+    real, droid = wanted["real"], wanted["demos"]
     stores = run.store_folder("real"), run.store_folder("demos")
     work = partial(_world_model, config, stores, (real, droid))
     fresh = versions.world_model == 0 and config.checkpoint == "scratch"
+    if config.kind == "ctrl_world" and config.ctrl_world.cache_latents and not fresh:
+        parent = run.checkpoints.open("world_model", versions.world_model)
+        extract(run, Path(parent.uri), wanted)
     course = Course(
         "world_model",
         iteration,
@@ -135,7 +142,7 @@ def replay_quality(run: Context, version: int) -> dict[str, Any]:
     cluster = run.config.cluster
     return run_once(
         _replay_quality,
-        cluster.learner_cpus,
+        (cluster.learner_cpus, cluster.learner_gpus),
         cluster.stall_timeout_s,
         *arguments,
         run.store_folder("evaluation"),
@@ -151,7 +158,7 @@ def _replay_quality(
     ids: list[str],
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
-    model = load_world_model(config, Path(checkpoint.uri), checkpoint.version, size)
+    model = on_gpu(load_world_model(config, Path(checkpoint.uri), checkpoint.version, size))
     episodes = ReplayStore.open(store)
     known = [episodes.trajectory(i) for i in ids if episodes.num_frames(i) > 4]
     return asdict(evaluate_replay(model, known, config.replay_chunks)) if known else {}
@@ -185,35 +192,6 @@ def outcomes(run: Context) -> tuple[int, int]:
     kept, _ = held_out(store.ids(), run.config.reward.holdout)
     labels = [label.success for label in map(store.label, kept) if label is not None]
     return sum(labels), len(labels) - sum(labels)
-
-
-def calibration(run: Context, version: int) -> dict[str, Any]:
-    """How a reward version judges labelled real episodes that it was not trained on."""
-    _, out = held_out(run.reader("real").ids(), run.config.reward.holdout)
-    checkpoint = run.checkpoints.open("reward", version)
-    cluster = run.config.cluster
-    return run_once(
-        _calibration,
-        cluster.learner_cpus,
-        cluster.stall_timeout_s,
-        run.config.reward,
-        checkpoint,
-        run.store_folder("real"),
-        out,
-    )
-
-
-def _calibration(
-    config: RewardConfig, checkpoint: Checkpoint, store: Path, ids: list[str]
-) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    model = load_reward(config, Path(checkpoint.uri), checkpoint.version)
-    episodes = ReplayStore.open(store)
-    labels = {i: label for i in ids if (label := episodes.label(i)) is not None}
-    clips = [episodes.clip(i, config.num_frames) for i in labels]
-    found = calibrate(model, clips, [label.success for label in labels.values()], ALPHAS)
-    source = next((label.source for label in labels.values()), "")
-    return asdict(found) | {"n": found.n, "label_source": source}
 
 
 def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float]]:

@@ -41,15 +41,20 @@ class ShortageError(ValueError):
 def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
     """Every process that the run starts, by stage. Stages take turns, so they share nodes."""
     c = run.cluster
+    if run.job == "replay_eval":
+        return [Process("replay", "replay", run.replay_eval.workers, c.worker_cpus, c.worker_gpus)]
+    if run.job == "latents":
+        count = max(1, sum(run.for_task(task).workers for task in tasks))
+        return [Process("latents", "image encoder", count, c.worker_cpus, c.worker_gpus)]
     plan = []
     if run.robot.kind == "mujoco":
         plan += [
             Process("collect", "robot", run.robot.count, c.worker_cpus, 0, run.robot.resource),
             Process("collect", "policy server", 1, c.worker_cpus, c.worker_gpus),
         ]
-    learners = (
-        ["policy"] if run.method.kind == "filtered_bc" else ["world model", "reward", "policy"]
-    )
+    learners = [] if run.method.kind == "filtered_bc" else ["world model", "reward"]
+    if run.method.update_policy:
+        learners.append("policy")
     for name in learners:
         plan.append(
             Process(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import learning
+from cluster.calibration import calibration
 from cluster.checkpoints import BASE, Kind
 from cluster.collecting import demonstrations, evaluate, play
 from cluster.context import Context, Versions
@@ -45,7 +46,7 @@ def base_models(run: Context) -> None:
     stage("1 train world model", lambda: learning.dream(run, 1, Versions()))
     stage("1 replay quality", lambda: learning.replay_quality(run, 1))
     stage("1 train reward", lambda: learning.judge(run, 1, Versions()))
-    stage("1 calibration", lambda: learning.calibration(run, 1))
+    stage("1 calibration", lambda: calibration(run, 1, "1 calibration"))
     _keep(run, "policy", 0, run.stages.result("base") or {})
     _keep(run, "world_model", 1, run.stages.result("1 train world model") or {})
     _keep(run, "reward", 1, run.stages.result("1 train reward") or {})

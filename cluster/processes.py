@@ -11,11 +11,18 @@ from cluster.handles import RemoteQueue
 from configs.reward import RewardConfig
 from configs.robot import RobotConfig
 from configs.run import RunConfig
-from contracts.protocols import LabelSource, Policy, RobotEnv, TrajectoryWriter
+from contracts.protocols import LabelSource, Policy, RewardModel, RobotEnv, TrajectoryWriter
 from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
 from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
-from models.build import load_adapter, load_policy, load_reward, load_world_model
+from models.build import (
+    build_reward,
+    load_acting_policy,
+    load_adapter,
+    load_reward,
+    load_world_model,
+)
+from models.device import on_gpu
 from models.kinematics import flange_pose
 from services.scoring import RewardScorer
 
@@ -66,12 +73,12 @@ class ImaginationProcess:
         torch.set_num_threads(1)
         folder = Path(world_model.uri)
         frame_size = (config.robot.height, config.robot.width)
+        actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
+        dreamer = load_world_model(config.world_model, folder, world_model.version, frame_size)
         self._worker = ImaginationWorker(
             Models(
-                policy=load_policy(config.policy, Path(policy.uri), policy.version),
-                world_model=load_world_model(
-                    config.world_model, folder, world_model.version, frame_size
-                ),
+                policy=on_gpu(actor),
+                world_model=on_gpu(dreamer),
                 adapter=load_adapter(config.world_model, folder),
                 kinematics=flange_pose,
             ),
@@ -91,15 +98,22 @@ class ImaginationProcess:
 
 
 class ScorerProcess:
-    """The reward model; its callers' clips are scored in batches."""
+    """The reward model, on a GPU if the process has one; callers' clips are scored in batches.
 
-    def __init__(self, config: RewardConfig, checkpoint: Checkpoint) -> None:
+    ``checkpoint=None``: the model that the config builds, before any training.
+    """
+
+    def __init__(self, config: RewardConfig, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(1)
         self._scorer = RewardScorer(
-            lambda: load_reward(config, Path(checkpoint.uri), checkpoint.version),
-            config.max_batch,
-            config.max_wait_s,
+            lambda: _reward_model(config, checkpoint), config.max_batch, config.max_wait_s
         )
 
     async def score(self, clip: Clip) -> Score:
         return await self._scorer.score(clip)
+
+
+def _reward_model(config: RewardConfig, checkpoint: Checkpoint | None) -> RewardModel:
+    if checkpoint is None:
+        return on_gpu(build_reward(config, config.train.seed))
+    return on_gpu(load_reward(config, Path(checkpoint.uri), checkpoint.version))

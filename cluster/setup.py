@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from configs.reward import RewardConfig
 from configs.run import RunConfig
 from configs.world_model import WorldModelConfig
 from models.build import load_policy, load_reward, load_world_model
+from models.remote.policy import OpenpiPolicy
 from services.stages import read_json
 
 PRETRAINED = "pretraining.json"  # beside committed weights: the command and data that made them
@@ -30,6 +32,8 @@ def check_bases(config: RunConfig) -> None:
     Raises:
         ValueError: it names the folder and what to give instead.
     """
+    if config.policy.kind == "remote":
+        _probe(config.policy)
     for kind, part in _parts(config):
         folder = base_folder(kind, part.checkpoint)
         if folder is None:
@@ -41,8 +45,9 @@ def check_bases(config: RunConfig) -> None:
 
 
 def _parts(config: RunConfig) -> Iterator[tuple[Kind, Part]]:
-    yield "policy", config.policy
-    if config.method.kind == "vlaw":
+    if config.policy.kind != "remote":
+        yield "policy", config.policy
+    if config.method.kind == "vlaw" and config.job != "evaluate":
         yield "world_model", config.world_model
         yield "reward", config.reward
 
@@ -74,11 +79,35 @@ def publish_bases(run: Context) -> dict[str, Any]:
     if config.policy.checkpoint == "scratch":
         cloned = learning.clone_demonstrations(run)
     else:
-        _publish(run, "policy", config.policy.checkpoint)
+        publish_policy(run)
     if config.method.kind == "vlaw":
         _publish(run, "world_model", config.world_model.checkpoint)
         _publish(run, "reward", config.reward.checkpoint)
     return {"cloned": cloned}
+
+
+def publish_policy(run: Context) -> dict[str, Any]:
+    """Publish the policy alone: its weights, or which server has them."""
+    config = run.config.policy
+    if config.kind != "remote":
+        _publish(run, "policy", config.checkpoint)
+        return {}
+    with TemporaryDirectory() as folder:
+        policy = OpenpiPolicy(config, 0)
+        policy.save(Path(folder))
+        policy.close()
+        lineage: dict[str, object] = {"parent": config.remote.uri, "steps": 0, "data": {}}
+        run.checkpoints.publish("policy", 0, Path(folder), lineage)
+    return {}
+
+
+def _probe(config: PolicyConfig) -> None:
+    """Ask the server for one plan before anything starts."""
+    policy = OpenpiPolicy(config, 0)
+    try:
+        policy.probe()
+    finally:
+        policy.close()
 
 
 def _publish(run: Context, kind: Kind, setting: str) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cluster.calibration import calibrations
 from cluster.context import Context
 from contracts.constants import FRAME_HZ
+from contracts.statistics import wilson
 from replay.store import ReplayStore
+from services.calibration_tables import tables
 from services.report import write_report
 from services.report_data import (
-    Calibration,
     Evaluation,
     Film,
     Imagined,
@@ -30,7 +32,8 @@ from services.report_data import (
     Unavailable,
     Version,
 )
-from services.statistics import wilson
+from services.report_sections import adapter_line
+from services.scoring import mass_warning
 
 WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random ones measure nothing"
 FILMS_PER_TASK = 2
@@ -44,6 +47,9 @@ def write(run: Context) -> Path:
     run.reporter.say("")
     if data.evaluations:
         run.reporter.console.print(results_table(data))
+    if run.config.job == "calibrate":
+        for table in tables(data):
+            run.reporter.console.print(table)
     for note in data.notes:
         run.reporter.say(note)
     run.reporter.say(f"{data.promise}\nreport: {path}")
@@ -64,7 +70,7 @@ def gather(run: Context) -> ReportData:
         scores=[row for i in iterations for row in _scores(run, i)],
         losses=list(_losses(run, list(iterations))),
         replays=list(_replays(run, list(iterations))),
-        calibrations=[row for i in iterations for row in _calibrations(run, i)],
+        calibrations=list(calibrations(run)),
         sheets=list(_sheets(run)),
         films=list(_films(run)),
         throughput=[row for i in iterations for row in _throughput(run, i)],
@@ -161,6 +167,10 @@ def _curve(run: Context, learner: str, name: str, stage: str) -> Iterator[LossCu
     losses = found.get("cloned", found).get("losses", [])
     if losses:
         yield LossCurve(learner, name, _array(list(range(1, len(losses) + 1))), _array(losses))
+    if measured := found.get("validation", []):
+        steps, values = (_array(list(column)) for column in zip(*measured, strict=True))
+        kept = f"{name}, step {found['kept_step']} is kept"
+        yield LossCurve(f"{learner} validation", kept, steps, values)
 
 
 def _replays(run: Context, iterations: list[int]) -> Iterator[ReplayQuality]:
@@ -176,19 +186,6 @@ def _replays(run: Context, iterations: list[int]) -> Iterator[ReplayQuality]:
                 copy_psnr=_array(found["copy_psnr"]),
                 copy_ssim=_array(found["copy_ssim"]),
             )
-
-
-def _calibrations(run: Context, i: int) -> Iterator[Calibration]:
-    found = run.stages.result(f"{i} calibration")
-    if found and found["n"]:
-        yield Calibration(
-            f"v{reward_version(run, i)}",
-            run.config.each_task.alpha,
-            _array(found["p_yes"]),
-            np.asarray(found["success"], bool),
-            found["label_source"],
-            found["mass"],
-        )
 
 
 def _throughput(run: Context, i: int) -> Iterator[Throughput]:
@@ -262,9 +259,33 @@ def _notes(run: Context) -> Iterator[str]:
         yield "robot=recorded: nothing moved, so no policy was evaluated on a robot."
     if run.config.policy.kind == "embedded":
         yield ("Embedded models: small substitutes, not pi0.5, Ctrl-World and Qwen3-VL.")
+    for row in calibrations(run):
+        if warning := mass_warning(f"reward {row.version} on held-out labels", row.mass.tolist()):
+            yield warning
+    for i in range(1, run.config.method.iterations + 1):
+        trained = run.stages.result(f"{i} train world model") or {}
+        if line := adapter_line(f"v{i}", trained.get("numbers", {})):
+            yield line
+        yield from _mass_warnings(run, i)
     skipped = (run.stages.result("1 collect") or {}).get("skipped", {})
     for name, reason in skipped.items():
         yield f"recording {name} was skipped: {reason}"
+
+
+def _mass_warnings(run: Context, i: int) -> Iterator[str]:
+    """Where the reward model of iteration ``i`` often answered neither yes nor no."""
+    if run.stages.result(f"{i} score") is None:
+        return
+    version = reward_version(run, i)
+    for name, store in (("real", run.reader("real")), ("imagined", run.reader("imagined"))):
+        masses = [
+            verdict.mass
+            for trajectory, verdict in store.verdicts(version).items()
+            if name == "real" or store.provenance(trajectory).iteration == i
+        ]
+        what = f"reward v{version} on {name} trajectories, iteration {i}"
+        if warning := mass_warning(what, masses):
+            yield warning
 
 
 def results_table(data: ReportData) -> Table:

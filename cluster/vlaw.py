@@ -17,10 +17,12 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import learning
+from cluster.calibration import calibration
 from cluster.collecting import collect, demonstrations, evaluate
 from cluster.context import Context, Versions
-from cluster.imagining import imagine, score
-from cluster.setup import publish_bases
+from cluster.imagining import imagine
+from cluster.scoring import score
+from cluster.setup import publish_bases, publish_policy
 
 CONTROL_VERSION = 9000  # of the control's policy; versions of the loop count up from 0
 Results = dict[str, Any]
@@ -37,9 +39,16 @@ def algorithm_1(run: Context) -> Versions:
         stage("0 replay quality", lambda: learning.replay_quality(run, 0))
     for i in range(1, config.method.iterations + 1):
         newest = one_iteration(run, i, newest)
-    if config.evaluation.control and config.evaluation.episodes and config.robot.kind != "recorded":
+    wanted = config.evaluation.control and config.method.update_policy
+    if wanted and config.evaluation.episodes and config.robot.kind != "recorded":
         same_steps_control(run)
     return newest
+
+
+def evaluation_alone(run: Context) -> None:
+    """``job=evaluate``: the policy as it is given; ``job=loop`` in the same folder goes on."""
+    run.stages.run("policy", lambda: publish_policy(run))
+    run.stages.run("evaluate base", lambda: evaluate(run, "base", Versions().policy))
 
 
 def one_iteration(run: Context, i: int, newest: Versions) -> Versions:
@@ -48,6 +57,8 @@ def one_iteration(run: Context, i: int, newest: Versions) -> Versions:
     stage(f"{i} collect", lambda: collect(run, i, newest.policy))
     if method == "vlaw":
         newest = inside_the_world_model(run, i, newest)
+    if not run.config.method.update_policy:
+        return newest
     newest = improve(run, i, newest)
     stage(f"evaluate {method}-{i}", lambda: evaluate(run, f"{method}-{i}", newest.policy))
     return newest
@@ -86,7 +97,8 @@ def judge(run: Context, i: int, newest: Versions) -> Versions:
     else:
         stage(f"{i} train reward", lambda: learning.judge(run, i, newest))
         newest = replace(newest, reward=i)
-    stage(f"{i} calibration", lambda: learning.calibration(run, newest.reward))
+    name = f"{i} calibration"
+    stage(name, lambda: calibration(run, newest.reward, name))
     return newest
 
 

@@ -4,13 +4,32 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 from configs.checks import at_least, has_base, inside, one_of
+from configs.export import ExportConfig
 from configs.policy import PolicyConfig
+from configs.remote import ServeConfig
+from configs.replay_eval import ReplayEvalConfig
 from configs.reward import RewardConfig
 from configs.robot import TASKS, RobotConfig
 from configs.world_model import WorldModelConfig
 
 METHODS = ("vlaw", "filtered_bc")
-JOBS = ("loop", "pretrain", "report")
+JOBS = (
+    "loop",
+    "replay_eval",
+    "pretrain",
+    "report",
+    "calibrate",
+    "evaluate",
+    "serve",
+    "latents",
+    "export_world_model",
+    "export",
+    "statistics",
+    "sizes",
+)
+WORLD_MODEL_JOBS = ("latents", "export_world_model")  # need neither a policy nor a reward model
+DATA_JOBS = ("export", "statistics", "sizes")  # need no weights at all
+POLICY_JOBS = ("evaluate", "serve")  # need neither a world model nor a reward model
 
 
 @dataclass
@@ -49,6 +68,7 @@ class TaskOverrides:
 class MethodConfig:
     kind: str = "vlaw"
     iterations: int = 2
+    update_policy: bool = True  # false: only collect, imagine and train what judges the policy
     real_share: float = 0.5  # of a policy batch drawn from real successes, the rest from imagined
     advantage_beta: float = 0.0  # > 0: weight samples by exp(A / beta) (Eq. 7)
 
@@ -77,11 +97,13 @@ class DemoConfig:
 
     per_task: int = 10  # scripted in simulation
     noise: float = 0.0  # AR(0.8) noise on the scripted expert's action
-    path: str = ""  # instead: recorded episodes in Ctrl-World's layout
+    path: str = ""  # instead: recorded episodes in Ctrl-World's or LeRobot's layout
+    limit: int = 0  # of them at most so many, chosen by hash; 0: all
 
     def __post_init__(self) -> None:
         at_least("demos.per_task", self.per_task, 1)
         at_least("demos.noise", self.noise, 0)
+        at_least("demos.limit", self.limit, 0)
 
 
 @dataclass
@@ -108,6 +130,7 @@ class ClusterConfig:
     learner_workers: int = 1
     learner_cpus: float = 1.0
     learner_gpus: float = 0.0
+    gpu_memory_gb: float = 80.0  # GiB of one GPU; job=sizes and every start check the plan by it
     start_timeout_s: float = 180.0  # how long a process may take to find its resources
     stall_timeout_s: float = 600.0  # how long a stage may go without any progress
     max_failures: int = 3
@@ -117,6 +140,7 @@ class ClusterConfig:
         for name in ("worker_cpus", "worker_gpus", "scorer_cpus", "scorer_gpus"):
             at_least(f"cluster.{name}", getattr(self, name), 0)
         at_least("cluster.learner_workers", self.learner_workers, 1)
+        at_least("cluster.gpu_memory_gb", self.gpu_memory_gb, 1)
         at_least("cluster.object_store_mb", self.object_store_mb, 80)
 
 
@@ -139,23 +163,70 @@ class RunConfig:
     demos: DemoConfig = field(default_factory=DemoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    replay_eval: ReplayEvalConfig = field(default_factory=ReplayEvalConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         one_of("job", self.job, JOBS)
-        has_base("policy", self.policy.kind, self.policy.checkpoint)
-        has_base("world_model", self.world_model.kind, self.world_model.checkpoint)
-        has_base("reward", self.reward.kind, self.reward.checkpoint)
+        self._check_bases()
         if not self.out:
             raise ValueError("out='' names no folder: give out=<folder>")
         for name in self.task:
             self.for_task(name)
         if self.robot.kind == "mujoco":
             self._check_simulated()
-        elif self.task:
-            raise ValueError(
-                "robot=recorded takes its tasks from the recordings: use task=recorded"
-            )
+        else:
+            self._check_recorded()
         self._check_local_cluster()
+
+    def _check_bases(self) -> None:
+        if self.job in DATA_JOBS:
+            return
+        if self.job == "replay_eval":
+            self._check_replayed()
+            return
+        if self.job not in WORLD_MODEL_JOBS:
+            self._check_policy()
+        if self.job not in POLICY_JOBS:
+            has_base("world_model", self.world_model.kind, self.world_model.checkpoint)
+        if self.job not in (*WORLD_MODEL_JOBS, *POLICY_JOBS):
+            has_base("reward", self.reward.kind, self.reward.checkpoint)
+
+    def _check_replayed(self) -> None:
+        """World models are needed; a policy (futures) and a reward model (success) are not."""
+        for name, folder in self.replay_eval.named(self.world_model.checkpoint).items():
+            flag = f"replay_eval.models.{name}" if self.replay_eval.models else "world_model"
+            has_base(flag, self.world_model.kind, folder)
+        for flag, part in (("policy", self.policy), ("reward", self.reward)):
+            if part.checkpoint == "base":
+                has_base(flag, part.kind, part.checkpoint)
+        if self.robot.kind != "recorded" and not self.replay_eval.run:
+            raise ValueError(
+                "job=replay_eval needs real episodes: give robot=recorded robot.path=<folder>, or "
+                "replay_eval.run=<folder of a run> for its evaluation episodes"
+            )
+
+    def _check_policy(self) -> None:
+        """A policy behind a server can act and imagine, but nothing here reaches its weights."""
+        if self.policy.kind != "remote":
+            has_base("policy", self.policy.kind, self.policy.checkpoint)
+            if self.job in POLICY_JOBS and self.policy.checkpoint == "scratch":
+                raise ValueError(
+                    f"job={self.job} policy.checkpoint=scratch would use random weights: give "
+                    "policy.checkpoint=<folder>"
+                )
+        elif self.job in ("pretrain", "serve"):
+            raise ValueError(
+                f"job={self.job} needs the policy's weights, and those of policy=remote are where "
+                "its server is: choose policy=embedded or policy=pi05"
+            )
+        elif self.job == "loop" and self.method.update_policy:
+            raise ValueError(
+                "policy=remote cannot be trained, its weights are where its server is. Give "
+                "method.update_policy=false to collect, imagine and train the other models with "
+                "it, or job=evaluate to evaluate it"
+            )
 
     def _check_simulated(self) -> None:
         if not self.task:
@@ -164,6 +235,17 @@ class RunConfig:
             )
         for name in self.task:
             one_of("task", name, TASKS)
+
+    def _check_recorded(self) -> None:
+        if self.task:
+            raise ValueError(
+                "robot=recorded takes its tasks from the recordings: use task=recorded"
+            )
+        if self.job == "loop" and self.reward.kind == "qwen" and self.robot.untitled:
+            raise ValueError(
+                "reward=qwen asks whether an instruction was followed and cannot judge recordings "
+                "without one: give robot.untitled=false, which leaves those out"
+            )
 
     def _check_local_cluster(self) -> None:
         """A local Ray of a given size must hold every stage; other clusters are asked at start."""
@@ -199,4 +281,5 @@ class RunConfig:
         collect = (self.robot.count + 1) * cluster.worker_cpus
         imagine = workers * cluster.worker_cpus + cluster.scorer_cpus
         learn = cluster.learner_workers * cluster.learner_cpus
-        return max(collect, imagine, learn)
+        replay = self.replay_eval.workers * cluster.worker_cpus
+        return max(collect, imagine, learn, replay)

@@ -92,10 +92,12 @@ class PoseAdapter(Protocol):
     def predict(
         self,
         joint_position: Float32[np.ndarray, "slot 7"],
+        joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
-        """Joint angles and gripper position after each tick."""
+        """Joint angles and gripper position after each tick. ``joint_motion`` is the way [rad] of
+        the tick before; zero for an arm at rest."""
         ...
 
 

@@ -167,6 +167,11 @@ class Score:
     p_yes: float
     mass: float
 
+    @property
+    def two_way(self) -> float:
+        """P('yes') where 'yes' and 'no' are the only answers; NaN when neither has any mass."""
+        return self.p_yes / self.mass if self.mass > 0 else float("nan")
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -185,6 +190,19 @@ class Verdict:
     def accepted(self, alpha: float) -> bool:
         """Eq. 3: P('yes') > alpha, strictly. A scoring error is never accepted."""
         return not self.error and self.p_yes > alpha
+
+
+@dataclass(frozen=True, slots=True)
+class LatentFormat:
+    """Which frozen image encoder made stored latents; others cannot take their place.
+
+    ``key`` is a checksum of its weights, ``scale`` the factor that brings its answers to about
+    unit variance, ``shape`` the (channels, rows, columns) of one frame, all views together.
+    """
+
+    key: str
+    scale: float
+    shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)

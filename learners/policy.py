@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from configs.policy import PolicyConfig
+from configs.policy import IdleConfig, PolicyConfig
 from configs.training import TrainConfig
 from contracts.constants import NO_VERSION, NUM_JOINTS, TICKS_PER_FRAME
 from learners.loop import OnStep, TrainResult, shard, train
@@ -22,6 +22,7 @@ from learners.selection import (
 )
 from models.build import build_policy, load_policy
 from models.interfaces import PolicyBatch, TrainablePolicy
+from replay.idle import IdleRule, kept_ticks
 
 STATISTICS_BATCH = 512  # windows that a fresh policy's normalisation is fitted on
 
@@ -90,20 +91,33 @@ class PolicyData:
         ValueError: there is no trajectory at all.
     """
 
-    def __init__(self, sources: PolicySources, horizon: int, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        sources: PolicySources,
+        horizon: int,
+        config: TrainConfig,
+        idle: IdleConfig | None = None,
+    ) -> None:
         self._horizon, self._config = horizon, config
         selections = [sources.real] + ([sources.imagined] if sources.imagined else [])
         parts = [Episodes(selection) for selection in selections]
         shares = [sources.real_share, 1 - sources.real_share]
-        filled = [(p, s) for p, s in zip(parts, shares, strict=False) if len(p)]
+        windows = [_moving(part, idle or IdleConfig()) for part in parts]
+        filled = [(p, w, s) for p, w, s in zip(parts, windows, shares, strict=False) if len(w)]
+        if not filled and any(map(len, parts)):
+            raise ValueError(
+                "the idle filter leaves no tick of the successful trajectories to train the policy "
+                "on: they are shorter than policy.idle.moving and policy.idle.tail. Lower those, "
+                "or switch it off with policy.idle.origins=[]"
+            )
         if not filled:
             raise ValueError(
                 "zero successful trajectories to train the policy on; collect more rollouts "
                 "(task.<name>.rollouts) or demonstrations (demos.per_task)"
             )
-        self._parts = [part for part, _ in filled]
-        self._windows = [_with_an_action(part) for part in self._parts]
-        self._first_share = filled[0][1] if len(filled) == 2 else 1.0
+        self._parts = [part for part, _, _ in filled]
+        self._windows = [found for _, found, _ in filled]
+        self._first_share = filled[0][2] if len(filled) == 2 else 1.0
         task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
         self._weight = advantage_weights(sources.score, task, sources.beta)
 
@@ -151,6 +165,20 @@ class PolicyData:
         )
 
 
+def _moving(episodes: Episodes, idle: IdleConfig) -> Windows:
+    """Windows that begin where the arm moves, of the origins that are filtered; all of others."""
+    rule = IdleRule(idle.still, idle.idle, idle.moving, idle.tail)
+    kept = [
+        kept_ticks(row.actions[:, :NUM_JOINTS], rule)
+        if row.provenance.origin in idle.origins
+        else np.ones(row.num_ticks, bool)
+        for row in episodes.rows
+    ]
+    windows = _with_an_action(episodes)
+    starts = [flags[::TICKS_PER_FRAME] for flags in kept]
+    return windows[np.concatenate(starts)] if starts else windows
+
+
 def _with_an_action(episodes: Episodes) -> Windows:
     """Windows that begin before the last tick: the last frame may show the very end."""
     windows = episodes.windows(ahead=0)
@@ -174,7 +202,7 @@ def train_policy(
         ValueError: there is nothing to train on, or the folders belong to something else.
         DivergedError: the loss is not finite.
     """
-    data = PolicyData(sources, cfg.horizon, cfg.train)
+    data = PolicyData(sources, cfg.horizon, cfg.train, cfg.idle)
     policy = _start(cfg, base_folder, data)
     result = train(policy, data.sample, cfg.train, state_dir, on_step)
     if shard()[0] == 0:

@@ -1,6 +1,5 @@
 """Which stored trajectories a learner draws from, and how batches are drawn and shared out."""
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from contracts.seeds import fold
-from contracts.types import Verdict
+from contracts.seeds import fold, in_share
+from contracts.types import LatentFormat, Verdict
 from learners.loop import shard
 from models.interfaces import Trainable
 from replay.codec import EpisodeRow
+from replay.latents import LatentCache
 from replay.store import ReplayStore
 
 Windows = Int64[np.ndarray, "window 2"]  # row of the episode, 5 Hz frame in it
@@ -53,8 +53,7 @@ def held_out(ids: Iterable[str], share: float) -> tuple[list[str], list[str]]:
     """
     sides: tuple[list[str], list[str]] = ([], [])
     for name in ids:
-        digest = hashlib.sha256(f"holdout/{name}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < share * 2**64].append(name)
+        sides[in_share(share, "holdout", name)].append(name)
     return sides
 
 
@@ -83,6 +82,24 @@ class Episodes:
     ) -> list[UInt8[np.ndarray, "frame 3 height width 3"]]:
         """Frames of many (episode row, frame indices) in one read."""
         return self._store.frames_many([(self.rows[row].id, picks) for row, picks in wanted])
+
+    def latents(self, latents: LatentFormat) -> LatentCache | None:
+        """The stored latents of this encoder, if they cover every trajectory.
+
+        Raises:
+            ValueError: they are of trajectories with other numbers of frames.
+        """
+        cache = LatentCache.open(self._store.folder, latents)
+        if cache is None or any(row.id not in cache for row in self.rows):
+            return None
+        for row in self.rows:
+            if cache.num_frames(row.id) != row.num_frames:
+                raise ValueError(
+                    f"{self._store.folder} holds latents of {cache.num_frames(row.id)} frames for "
+                    f"{row.id!r}, which has {row.num_frames}: delete its latents-{latents.key} "
+                    "and run job=latents"
+                )
+        return cache
 
 
 def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:

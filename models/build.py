@@ -5,9 +5,10 @@ from pathlib import Path
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
 from configs.world_model import WorldModelConfig
-from contracts.protocols import PoseAdapter
-from models.adapter import FittedAdapter, ShippedAdapter
+from contracts.protocols import Policy, PoseAdapter
+from models.adapter import FittedAdapter
 from models.interfaces import TrainablePolicy, TrainableReward, TrainableWorldModel
+from models.shipped_adapter import ShippedAdapter
 
 
 def _policy_class(kind: str):
@@ -57,6 +58,15 @@ def build_policy(cfg: PolicyConfig, seed: int) -> TrainablePolicy:
 def load_policy(cfg: PolicyConfig, folder: Path, version: int) -> TrainablePolicy:
     """The policy stored in ``folder``. Raises ValueError where it does not fit the config."""
     return _policy_class(cfg.kind).load(cfg, folder, version)
+
+
+def load_acting_policy(cfg: PolicyConfig, folder: Path, version: int) -> Policy:
+    """Whoever decides: the policy stored in ``folder``, or the server that it names."""
+    if cfg.kind == "remote":
+        from models.remote.policy import OpenpiPolicy  # noqa: PLC0415
+
+        return OpenpiPolicy.load(cfg, folder, version)
+    return load_policy(cfg, folder, version)
 
 
 def build_world_model(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
 from contracts.constants import FRAME_HZ
-from services.statistics import Interval, wilson
+from contracts.statistics import Interval, wilson
 
 PROMISE = (
     "A quick run shows that every part works. Its few episodes and training steps promise no "
@@ -119,14 +119,36 @@ class ReplayQuality:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A reward model on labelled real episodes that it was not trained on."""
+    """A reward model on labelled real episodes that it was not trained on, one entry each.
+
+    ``alphas``: the threshold in use of each task, ``alpha`` that of a task without its own.
+    ``iteration``: the first that this model judged; 0: none, it stands for comparison.
+    """
 
     version: str
     alpha: float
     p_yes: Float[np.ndarray, " n"]
     success: Bool[np.ndarray, " n"]
     label_source: str  # "human", "simulator", "recording"
-    mean_mass: float = math.nan  # of P('yes') + P('no')
+    mass: Float[np.ndarray, " n"]  # P('yes') + P('no')
+    tasks: tuple[str, ...]
+    alphas: dict[str, float]
+    target: float  # precision that a threshold is looked for
+    iteration: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.p_yes), len(self.success), len(self.mass), len(self.tasks)}
+        if len(sizes) > 1 or set(self.tasks) - set(self.alphas):
+            raise ValueError(f"reward {self.version}: entries or thresholds of tasks are missing")
+
+    @property
+    def thresholds(self) -> Float[np.ndarray, " n"]:
+        """The threshold that each episode's task has."""
+        return np.array([self.alphas[task] for task in self.tasks], np.float64)
+
+    @property
+    def mean_mass(self) -> float:
+        return float(self.mass.mean()) if len(self.mass) else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from contracts.statistics import (
+    Confusion,
+    Interval,
+    auc,
+    auc_interval,
+    counted,
+    difference,
+    roc,
+    sweep,
+)
+from services.calibration import ALL_TASKS, ALPHAS, judgements, purities, thresholds
 from services.report_data import Calibration, Evaluation, ReportData
-from services.statistics import Confusion, Interval, auc, confusion, difference, sweep
 
-ALPHAS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-ALL_TASKS = "all tasks"
 RATES = ("frames_per_second", "trajectories_per_hour")
 
 
@@ -88,20 +96,38 @@ def _compare(before: Evaluation, after: Evaluation) -> Comparison:
 
 
 def _confusion(row: Confusion) -> dict[str, Any]:
-    rates = {
+    derived = {
         "precision": row.precision,
+        "precision_interval": row.precision_interval,
         "recall": row.recall,
+        "recall_interval": row.recall_interval,
         "false_positive_rate": row.false_positive_rate,
+        "false_positive_interval": row.false_positive_interval,
+        "n": row.n,
     }
-    return plain(row) | plain(rates)
+    return plain(row) | plain(derived)
 
 
 def calibrated(row: Calibration) -> dict[str, Any]:
-    """AUC, the confusion matrix at alpha, and the sweep over thresholds."""
+    """Area under the ROC curve and its points, the sweep, and every task's threshold."""
+    good = int(row.success.sum())
+    area = auc(row.p_yes, row.success)
     return {
-        "auc": plain(auc(row.p_yes, row.success)),
-        "at_alpha": _confusion(confusion(row.p_yes, row.success, row.alpha)),
+        "mean_mass": plain(row.mean_mass),
+        "auc": plain(area),
+        "auc_interval": plain(auc_interval(area, good, len(row.success) - good)),
+        "at_alpha": _confusion(counted(row.p_yes > row.thresholds, row.success, row.alpha)),
         "sweep": [_confusion(one) for one in sweep(row.p_yes, row.success, ALPHAS)],
+        "roc": [
+            plain({"alpha": one.alpha, "recall": one.recall, "fpr": one.false_positive_rate})
+            for one in roc(row.p_yes, row.success)
+        ],
+        "thresholds": [
+            plain(line)
+            | {"needed": line.needed, "used": _confusion(line.used)}
+            | {"chosen": line.chosen and _confusion(line.chosen)}
+            for line in thresholds(row)
+        ],
     }
 
 
@@ -137,6 +163,13 @@ def to_json(data: ReportData) -> dict[str, Any]:
     for name, rows in derived.items():
         numbers[name] = [given | more for given, more in zip(numbers[name], rows, strict=True)]
     return numbers | {
+        "judgements": [
+            plain(row) | {"counts": _confusion(row.counts)} for row in judgements(data.calibrations)
+        ],
+        "purity": [
+            plain(row) | {"labels": _confusion(row.labels)}
+            for row in purities(data.calibrations, data.imagined)
+        ],
         "pooled": [plain(row) | _rate(row) for row in pooled(data.evaluations)],
         "comparisons": [
             plain(row) | {"conclusion": row.conclusion} for row in comparisons(data.evaluations)

@@ -1,11 +1,15 @@
 """The report's sections on success, imagination and judgement. One function, one section."""
 
+from collections.abc import Mapping
+
+from contracts.statistics import wilson
+from services.calibration import ALL_TASKS
+from services.report_calibration import held_out_labels
 from services.report_charts import histogram, intervals, shares
-from services.report_data import Calibration, Evaluation, Imagined, ReportData
+from services.report_data import Evaluation, Imagined, ReportData
 from services.report_html import (
     DASH,
     absent,
-    details,
     duration,
     figure,
     grid,
@@ -17,8 +21,7 @@ from services.report_html import (
     text,
     tile,
 )
-from services.report_numbers import ALL_TASKS, ALPHAS, comparisons, pooled, stages, tasks
-from services.statistics import Confusion, auc, confusion, sweep, wilson
+from services.report_numbers import comparisons, pooled, stages, tasks
 
 SIGN = "+.1f"
 
@@ -184,6 +187,25 @@ def _imagined_cells(row: Imagined) -> list[str]:
     return [*cells, *(number(count) for count in counts), number(row.requested)]
 
 
+def adapter_line(version: str, numbers: Mapping[str, float | str]) -> str:
+    """How far the poses of imagination are off the arm; "" where no adapter was fitted.
+
+    ``numbers`` are those that ``learners/world_model.py`` returns with its losses.
+    """
+    ticks = [tick for tick in (4, 8, 12) if f"adapter mm at {tick} ticks" in numbers]
+    if not ticks:
+        return ""
+    own, still = (
+        " / ".join(f"{numbers[f'{what} mm at {tick} ticks']:.1f}" for tick in ticks)
+        for what in ("adapter", "no motion")
+    )
+    return (
+        f"Pose adapter of world model {version} ({numbers['adapter']}): the flange is {own} mm off "
+        f"after {' / '.join(map(str, ticks))} ticks on motion held out of its fit "
+        f"({numbers['adapter held out']}); an arm that stood still would be {still} mm off."
+    )
+
+
 def judgement(data: ReportData) -> str:
     """Histograms of P('yes'), and the reward model on labels it has not seen."""
     charts = [figure(f"{s.task}, iteration {s.iteration}", histogram(s)) for s in data.scores]
@@ -196,52 +218,9 @@ def judgement(data: ReportData) -> str:
         if charts
         else absent("No scores: the reward model judged nothing in this run.")
     )
-    parts = [_calibration(row) for row in data.calibrations]
-    parts = parts or [absent("Not calibrated: no labelled episodes were held out.")]
-    return section("reward", "Reward model", body, "<h3>Held-out labels</h3>", *parts)
-
-
-def _calibration(row: Calibration) -> str:
-    n, positives = len(row.success), int(row.success.sum())
-    area = number(auc(row.p_yes, row.success))
-    words = (
-        f"Reward {row.version}: {n} held-out episodes ({positives} successes; labels: "
-        f"{row.label_source}). Area under the ROC curve {area}. "
-        f"P('yes') + P('no') is {number(row.mean_mass)} on average."
+    return section(
+        "reward", "Reward model", body, "<h3>Held-out labels</h3>", held_out_labels(data)
     )
-    if not n:
-        return absent(f"Reward {row.version}: no labelled episodes were held out.")
-    at = confusion(row.p_yes, row.success, row.alpha)
-    swept = [_sweep_cells(one) for one in sweep(row.p_yes, row.success, ALPHAS)]
-    headers = ("alpha", "TP", "FP", "FN", "TN", "precision", "recall", "false positive rate")
-    return (
-        paragraph(words)
-        + _matrix(at)
-        + details(
-            "Threshold sweep",
-            table(headers, swept, [abs(a - row.alpha) < 1e-9 for a in ALPHAS]),
-        )
-    )
-
-
-def _matrix(at: Confusion) -> str:
-    worst = wilson(at.false_positive, at.false_positive + at.true_negative)
-    head = (f"alpha = {at.alpha:g}", "accepted", "rejected", "rate")
-    good = f"recall {percent(at.recall)}"
-    bad = f"false positives {percent(at.false_positive_rate)}, at most {percent(worst.high)} (95 %)"
-    return table(
-        head,
-        [
-            ["label: success", str(at.true_positive), str(at.false_negative), good],
-            ["label: failure", str(at.false_positive), str(at.true_negative), bad],
-        ],
-    )
-
-
-def _sweep_cells(one: Confusion) -> list[str]:
-    counts = (one.true_positive, one.false_positive, one.false_negative, one.true_negative)
-    rates = (one.precision, one.recall, one.false_positive_rate)
-    return [f"{one.alpha:.2f}", *map(str, counts), *map(percent, rates)]
 
 
 def throughput(data: ReportData) -> str:

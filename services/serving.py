@@ -8,7 +8,8 @@ import torch
 from configs.policy import PolicyConfig
 from contracts.protocols import Policy
 from contracts.types import ActionChunk, Checkpoint, Observation
-from models.build import load_policy
+from models.build import load_acting_policy
+from models.device import on_gpu
 
 
 class PolicyServer:
@@ -16,7 +17,8 @@ class PolicyServer:
 
     def __init__(self, config: PolicyConfig, checkpoint: Checkpoint, threads: int = 1) -> None:
         torch.set_num_threads(threads)
-        self._policy: Policy = load_policy(config, Path(checkpoint.uri), checkpoint.version)
+        folder = Path(checkpoint.uri)
+        self._policy: Policy = on_gpu(load_acting_policy(config, folder, checkpoint.version))
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
         return self._policy.act(observations, seeds)

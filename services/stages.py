@@ -48,6 +48,10 @@ class Stages:
         """Return the stored result of ``name``, or do the work and store what it returned."""
         if (done := self.result(name)) is not None:
             return done
+        return self.again(name, work)
+
+    def again(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the work whether or not it was done before, and store what it returned."""
         result = work()
         write_json(self._path(name), {"stage": name, "result": result})
         return result

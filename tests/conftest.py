@@ -5,12 +5,40 @@ They are deselected, not skipped: a skip hides among results, the header line do
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("VLAW_SHARED", ROOT / "../shared"))
 os.environ.setdefault("PARITY_DIR", str(SHARED / "parity"))
+os.environ.setdefault("HF_PROCESSOR_PYTHON", str(ROOT / "../env/hf/bin/python"))
+os.environ.setdefault("LEROBOT_PYTHON", str(ROOT / "../env/lerobot/bin/python"))
 os.environ.setdefault("DROID_SAMPLE_DIR", str(SHARED / "data" / "droid_sample"))
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlaw"
+os.environ.setdefault("OPENPI_CLIENT_DIR", str(CACHE / "openpi-client-0.1.2"))
+NO_CLIENT = pytest.StashKey[str]()  # why openpi-client is not there
+
+
+def _fetch_openpi_client():
+    """Install it once per machine, and away from the environment of the tests: it pins numpy<2.
+
+    Returns why it is not there, or nothing.
+    """
+    folder = Path(os.environ["OPENPI_CLIENT_DIR"])
+    if not folder.is_dir():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries=1", "--timeout=10"]
+        wanted = ["--no-deps", f"--target={partial}", "openpi-client==0.1.2"]
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(partial, ignore_errors=True)
+            return f"openpi-client cannot be installed: {done.stderr.strip().splitlines()[-1:]}"
+        partial.rename(folder)
+    return ""
 
 
 def _missing():
@@ -18,6 +46,9 @@ def _missing():
     missing = {"gpu": "needs a CUDA device; ask with -m gpu", "robot": "moves hardware"}
     for marker, name in (("parity", "PARITY_DIR"), ("shared", "DROID_SAMPLE_DIR")):
         if not Path(os.environ[name]).is_dir():
+            missing[marker] = f"{name}={os.environ[name]} is not there"
+    for marker, name in (("hf_processor", "HF_PROCESSOR_PYTHON"), ("lerobot", "LEROBOT_PYTHON")):
+        if not Path(os.environ[name]).exists():
             missing[marker] = f"{name}={os.environ[name]} is not there"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         missing["browser"] = "no Chromium found"
@@ -31,8 +62,16 @@ def pytest_report_header(config):
 def pytest_collection_modifyitems(config, items):
     asked = config.getoption("-m")
     left_out = {marker for marker in _missing() if marker not in asked}
+    if any(item.get_closest_marker("openpi_client") for item in items):
+        config.stash[NO_CLIENT] = _fetch_openpi_client()
+        left_out |= {"openpi_client"} if config.stash[NO_CLIENT] else set()
     keep, drop = [], []
     for item in items:
         (drop if left_out & {mark.name for mark in item.iter_markers()} else keep).append(item)
     config.hook.pytest_deselected(items=drop)
     items[:] = keep
+
+
+def pytest_report_collectionfinish(config):
+    why = config.stash.get(NO_CLIENT, "")
+    return f"left out: -m openpi_client ({why})" if why else []

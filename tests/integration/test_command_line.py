@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path, loop):
         (["job=report"], "job=report: {out} holds no run (no run.json)"),
         (
             ["task=recorded", "robot=recorded", "robot.path=/nowhere"],
-            "/nowhere has no annotation/train/",
+            "/nowhere holds no recordings",
         ),
     ],
 )

@@ -11,8 +11,9 @@ from replay.store import ReplayStore
 pytestmark = pytest.mark.ray
 
 STAGES = [
-    "demonstrations", "evaluate base", "1 collect", "1 train world model", "1 imagine", "1 score",
-    "1 train policy", "evaluate vlaw-1", "train control", "evaluate control",
+    "demonstrations", "evaluate base", "1 collect", "1 train world model", "1 calibration",
+    "1 imagine", "1 score", "1 train policy", "evaluate vlaw-1", "train control",
+    "evaluate control",
 ]  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def test_hydra_refuses_what_the_schema_does_not_know(run_of, override, flag):
         (["policy.kind=pi05"], "policy.checkpoint=base is an embedded model, not pi05"),
         (["policy.kind=pi5"], "Did you mean policy.kind=pi05"),
         (["robot=recorded"], "needs robot.path="),
+        (["robot=recorded", "robot.path=/x", "reward=qwen"], "give robot.untitled=false"),
         (["task=recorded"], "zero tasks: choose some with task=all"),
         (["cluster.num_cpus=1"], "cluster.num_cpus=1 is too small: the widest stage needs 1.5"),
         (["policy.execute=16"], "policy.execute=16 must lie in 1..policy.horizon=15"),

@@ -44,7 +44,11 @@ class Integrator:
     """Moves joints by 0.1 rad per unit of velocity and tick; the gripper obeys at once."""
 
     def predict(
-        self, joint_position: np.ndarray, gripper_position: np.ndarray, actions: np.ndarray
+        self,
+        joint_position: np.ndarray,
+        joint_motion: np.ndarray,
+        gripper_position: np.ndarray,
+        actions: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         joints = joint_position[:, None] + 0.1 * np.cumsum(actions[..., :7], axis=1)
         return joints.astype(np.float32), actions[..., 7]

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.types import Provenance, StartState
 from envs.fake import counting_trajectory
-from learners.world_model import evaluate_replay
+from learners.replay_quality import evaluate_replay
 
 
 @dataclass

@@ -115,7 +115,10 @@ def test_world_model_comes_with_the_adapter_of_its_robot(tmp_path, data):
     adapter = FittedAdapter.load(tmp_path / "out")
     rows = data.store.episodes([data.ids[0]])[0]
     joints, _ = adapter.predict(
-        rows.joint_position[6:7], rows.gripper_position[6:7], rows.actions[None, 6:18]
+        rows.joint_position[6:7],
+        rows.joint_position[6:7] - rows.joint_position[5:6],
+        rows.gripper_position[6:7],
+        rows.actions[None, 6:18],
     )
     assert joints[0, :, 0] == pytest.approx(rows.joint_position[7:19, 0], abs=0.05)
     assert result.numbers["adapter mm at 12 ticks"] < result.numbers["no motion mm at 12 ticks"]

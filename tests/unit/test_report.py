@@ -107,7 +107,11 @@ def example():
         np.array([0.9, 0.8, 0.3, 0.95, 0.1]),
         np.array([1, 1, 1, 0, 0], bool),
         "simulator",
-        0.93,
+        np.array([0.95, 0.85, 1.0, 0.95, 0.9]),
+        ("book", "book", "stack", "book", "stack"),
+        {"book": 0.8, "stack": 0.8},
+        0.9,
+        iteration=1,
     )
     weights = "weights not found: i3d_torchscript.pt; looked in ~/.cache/vlaw"
     return ReportData(
@@ -513,8 +517,8 @@ def test_chromium_renders_the_page(written, tmp_path):
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert dom.count("<video") == 2
-    # success: 2 tasks and all; 2 histograms; PSNR and SSIM; 2 of 3 learners have finite losses
-    assert dom.count("<svg") == 3 + 2 + 2 + 2
+    # success: 2 tasks and all; 2 histograms; ROC; PSNR and SSIM; 2 of 3 learners have finite losses
+    assert dom.count("<svg") == 3 + 2 + 1 + 2 + 2
     assert "<h1>vlaw quick run</h1>" in dom
     assert "alert(" in dom
     assert "<script>alert" not in dom

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from actors.rollout import EpisodeRequest, RolloutActor, run_episode
+from actors.rollout import EpisodeRequest, RolloutActor, never, run_episode
+from contracts.errors import PolicyUnavailableError
 from contracts.seeds import fold
 from contracts.types import ActionChunk, Label, Observation, Trajectory
 from envs.fake import CountingRobot
@@ -97,6 +98,47 @@ def test_arm_is_held_when_a_step_fails_and_when_all_went_well():
     robot = CountingRobot()
     run_episode(robot, CountingPolicy(), request())
     assert robot.held
+
+
+@dataclass
+class Failing(CountingPolicy):
+    """Answers ``answers`` times, then is gone."""
+
+    answers: int = 2
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[ActionChunk]:
+        if len(self.ticks) == self.answers:
+            raise PolicyUnavailableError("nobody answers")
+        return super().act(observations, seeds)
+
+
+@pytest.mark.parametrize(("execute", "ticks", "frames"), [(12, 24, 9), (8, 16, 6)])
+def test_a_policy_that_stops_answering_ends_the_episode_as_aborted(execute, ticks, frames):
+    """What the arm did until then is kept, and the arm is held where it is."""
+    robot = CountingRobot()
+    trajectory = run_episode(robot, Failing(), request(execute=execute))
+    assert trajectory.ending == "aborted:nobody answers"
+    assert (trajectory.num_ticks, len(trajectory.frames), robot.tick) == (ticks, frames, ticks)
+    np.testing.assert_array_equal(trajectory.joint_position[:, 0], np.arange(ticks + 1))
+    assert trajectory.provenance.policy_version == 3
+    assert robot.held
+
+
+def test_without_a_first_decision_there_is_no_episode():
+    robot = CountingRobot()
+    with pytest.raises(PolicyUnavailableError, match="nobody answers"):
+        run_episode(robot, Failing(answers=0), request())
+    assert robot.held
+    assert not robot.executed
+
+
+def test_the_actor_labels_an_aborted_episode_and_goes_on():
+    actor = RolloutActor(lambda: (CountingRobot(), LongIsGood(), never), Failing(answers=1))
+    first = actor.collect(request())
+    actor.use(CountingPolicy())
+    second = actor.collect(request(trajectory_id="b"))
+    endings = [(trajectory.ending, label.success) for trajectory, label in (first, second)]
+    assert endings == [("aborted:nobody answers", False), ("timeout", False)]
 
 
 def test_plan_shorter_than_what_is_executed_is_refused():
