@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from actors.rollout import EpisodeRequest
 from cluster.context import Context
-from cluster.handles import RemotePolicy, answer, end, start
+from cluster.handles import RemotePolicy, Stall, answer, end, spread, start
 from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotProcess
 from configs.run import RunConfig
 from contracts.seeds import fold
@@ -208,26 +206,14 @@ def _on_robot(config: RunConfig, process: type, *arguments: Any) -> Any:
 
 def _spread(robots: list[Any], work: list[Any], run: Context, store: str, bar: Bar) -> None:
     """Give each robot its next episode as soon as its last one is stored."""
-    waiting = list(reversed(work))
-    busy: dict[Any, Any] = {}
-    idle = list(robots)
-    while waiting or busy:
-        while idle and waiting:
-            robot = idle.pop()
-            item = waiting.pop()
-            trajectory, label = robot.collect.options(num_returns=2).remote(item)
-            # The episode travels robot -> store through the object store, never through the driver.
-            busy[run.replay.add.remote(store, trajectory, label)] = robot
-        ready, _ = ray.wait(list(busy), timeout=run.config.cluster.stall_timeout_s)
-        if not ready:
-            raise RuntimeError(
-                f"{bar.name}: no episode ended for {run.config.cluster.stall_timeout_s:g} s; "
-                "look at the robot, or raise cluster.stall_timeout_s"
-            )
-        for reference in ready:
-            idle.append(busy.pop(reference))
-            answer(reference)
-            bar.advance()
+
+    def begin(robot: Any, item: Any) -> Any:
+        trajectory, label = robot.collect.options(num_returns=2).remote(item)
+        # The episode travels robot -> store through the object store, never through the driver.
+        return run.replay.add.remote(store, trajectory, label)
+
+    stall = Stall(bar.name, run.config.cluster.stall_timeout_s, "look at the robot")
+    spread(robots, work, begin, lambda _item, _new: bar.advance(), stall)
 
 
 def _outcomes(run: Context, store: str, ids: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Other processes behind the protocols of contracts/; the waits on them have time limits here."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -10,6 +11,16 @@ from contracts.errors import PolicyUnavailableError
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
 
 CALL_TIMEOUT_S = 120.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """How long a stage may wait for its processes, and what to look at then."""
+
+    name: str
+    timeout_s: float
+    advice: str
 
 
 def start(process: type, *arguments: Any, **options: Any) -> Any:
@@ -46,6 +57,39 @@ def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         if isinstance(error.cause, (PolicyUnavailableError, ValueError)):
             raise error.cause from error  # one line for the user, not the traces of every process
         raise
+
+
+def spread(
+    workers: Sequence[Any],
+    work: Sequence[T],
+    begin: Callable[[Any, T], Any],
+    done: Callable[[T, Any], None],
+    stall: Stall,
+) -> None:
+    """Give each worker its next piece of work as soon as its last one is done, in their order.
+
+    ``begin(worker, piece)`` calls the worker and returns the reference to wait for;
+    ``done(piece, result)`` runs here.
+
+    Raises:
+        RuntimeError: nothing ended in time. What the calls raise: see ``answer``.
+    """
+    waiting, idle = list(reversed(work)), list(workers)
+    busy: dict[Any, tuple[Any, T]] = {}
+    while waiting or busy:
+        while idle and waiting:
+            worker, piece = idle.pop(), waiting.pop()
+            busy[begin(worker, piece)] = worker, piece
+        ready, _ = ray.wait(list(busy), timeout=stall.timeout_s)
+        if not ready:
+            raise RuntimeError(
+                f"{stall.name}: nothing ended for {stall.timeout_s:g} s; {stall.advice}, or raise "
+                "cluster.stall_timeout_s"
+            )
+        for reference in ready:
+            worker, piece = busy.pop(reference)
+            idle.append(worker)
+            done(piece, answer(reference))
 
 
 class RemotePolicy:

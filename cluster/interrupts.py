@@ -38,7 +38,7 @@ def one_line() -> Iterator[None]:
         signal.signal(number, _stop)
     try:
         yield
-    except BaseException:
+    except BaseException:  # also what Ray makes of an interrupt in another process
         signal.setitimer(signal.ITIMER_REAL, 0)
         if _stop.asked:
             sys.exit(STOPPED)

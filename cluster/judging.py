@@ -6,13 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayTaskError
-
 from cluster.checkpoints import MANIFEST, Kind, base_folder, checksum, verified
 from cluster.collecting import import_recordings, recordings
 from cluster.context import Context
-from cluster.handles import answer, end, start
+from cluster.handles import Stall, end, spread, start
 from cluster.replay_process import BASELINES, ReplayProcess, Tools, Variant
 from cluster.setup import publish_policy
 from configs.replay_eval import ReplayEvalConfig
@@ -221,9 +218,9 @@ def _work(
     """Give each process its next batch as soon as its last one is on disk."""
     config, cluster = run.config.replay_eval, run.config.cluster
     firsts = range(0, len(missing), config.batch)
-    waiting = [list(missing[first : first + config.batch]) for first in reversed(firsts)]
-    count = min(config.workers, len(waiting)) if process[0].kind == "model" else 1
-    idle = [
+    batches = [list(missing[first : first + config.batch]) for first in firsts]
+    count = min(config.workers, len(batches)) if process[0].kind == "model" else 1
+    workers = [
         start(
             ReplayProcess,
             run.config,
@@ -235,36 +232,18 @@ def _work(
         )
         for _ in range(count)
     ]
-    every, busy = list(idle), {}
+
+    def done(items: list[ReplayItem], found: Sequence[Any]) -> None:
+        for item, one in zip(items, found, strict=True):
+            results.save(item, one)
+        bar.advance(len(items))
+
+    advice = "look at the workers' logs, lower replay_eval.batch"
+    stall = Stall(bar.name, cluster.stall_timeout_s, advice)
     try:
-        while waiting or busy:
-            while idle and waiting:
-                worker, items = idle.pop(), waiting.pop()
-                busy[worker.judge.remote(items)] = (worker, items)
-            ready, _ = ray.wait(list(busy), timeout=cluster.stall_timeout_s)
-            if not ready:
-                raise RuntimeError(
-                    f"{bar.name}: no batch ended for {cluster.stall_timeout_s:g} s; look at the "
-                    "workers' logs, lower replay_eval.batch, or raise cluster.stall_timeout_s"
-                )
-            for reference in ready:
-                worker, items = busy.pop(reference)
-                for item, found in zip(items, _told(reference), strict=True):
-                    results.save(item, found)
-                idle.append(worker)
-                bar.advance(len(items))
+        spread(workers, batches, lambda worker, items: worker.judge.remote(items), done, stall)
     finally:
-        end(*every)
-
-
-def _told(reference: Any) -> Any:
-    """What a process refuses is one message here, too."""
-    try:
-        return answer(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from error
-        raise
+        end(*workers)
 
 
 def _gather(

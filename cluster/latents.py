@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray.exceptions import RayTaskError
 
 from cluster.checkpoints import base_folder
 from cluster.collecting import collect, demonstrations
 from cluster.context import Context
-from cluster.handles import CALL_TIMEOUT_S, answer, end, start
+from cluster.handles import Stall, answer, end, spread, start
 from configs.world_model import WorldModelConfig
 from contracts.constants import NO_VERSION
 from contracts.types import LatentFormat
@@ -149,11 +147,11 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
     ]
     writer: Any = None
     try:
-        latents: LatentFormat = _told(encoders[0].format.remote(), cluster.start_timeout_s)
+        latents: LatentFormat = answer(encoders[0].format.remote(), cluster.start_timeout_s)
         stores = {name: run.store_folder(name) for name, ids in wanted.items() if ids}
         dtype = config.world_model.ctrl_world.latents_dtype
         writer = start(LatentWriter, stores, latents, dtype, num_cpus=0)
-        missing = {n: _told(writer.missing.remote(n, wanted[n])) for n in stores}
+        missing = {n: answer(writer.missing.remote(n, wanted[n])) for n in stores}
         total = sum(len(wanted[name]) for name in stores)
         left = [(store, name) for store, ids in missing.items() for name in ids]
         with run.reporter.stage("latents", total, "episodes") as bar:
@@ -172,33 +170,15 @@ def _spread(
 ) -> None:
     """Give each encoder its next episode as soon as its last one is stored."""
     recorded = _recorded(run.config.world_model)
-    waiting, idle, busy = list(reversed(work)), list(encoders), {}
-    while waiting or busy:
-        while idle and waiting:
-            encoder, (store, name) = idle.pop(), waiting.pop()
-            moments = encoder.encode.remote(run.store_folder(store), name, recorded.get(name))
-            # Latents travel encoder -> writer through the object store, never through the driver.
-            busy[writer.add.remote(store, name, moments)] = encoder
-        ready, _ = ray.wait(list(busy), timeout=run.config.cluster.stall_timeout_s)
-        if not ready:
-            raise RuntimeError(
-                f"{bar.name}: no episode was encoded for {run.config.cluster.stall_timeout_s:g} s;"
-                " look at the encoders' logs, or raise cluster.stall_timeout_s"
-            )
-        for reference in ready:
-            idle.append(busy.pop(reference))
-            _told(reference)
-            bar.advance()
 
+    def begin(encoder: Any, piece: tuple[str, str]) -> Any:
+        store, name = piece
+        moments = encoder.encode.remote(run.store_folder(store), name, recorded.get(name))
+        # Latents travel encoder -> writer through the object store, never through the driver.
+        return writer.add.remote(store, name, moments)
 
-def _told(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-    """Wait for one answer; what the other process refuses is one message here, too."""
-    try:
-        return answer(reference, timeout_s)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise ValueError(str(error.cause)) from error
-        raise
+    stall = Stall(bar.name, run.config.cluster.stall_timeout_s, "look at the encoders' logs")
+    spread(encoders, work, begin, lambda _piece, _new: bar.advance(), stall)
 
 
 def _recorded(config: WorldModelConfig) -> dict[str, Path]:

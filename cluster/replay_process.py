@@ -11,7 +11,7 @@ import torch
 from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from configs.run import RunConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
-from contracts.types import Label, Trajectory, Verdict, WorkItem
+from contracts.types import Label, Trajectory, WorkItem
 from models.build import (
     build_reward,
     build_world_model,
@@ -165,6 +165,3 @@ class _Kept:
     def add(self, trajectory: Trajectory, label: Label | None) -> bool:
         self.trajectories[trajectory.id] = trajectory
         return True
-
-    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        raise NotImplementedError("futures are scored by the judge")

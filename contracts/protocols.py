@@ -15,7 +15,6 @@ from contracts.types import (
     Score,
     StartState,
     Trajectory,
-    Verdict,
     WorkItem,
 )
 
@@ -115,8 +114,6 @@ class TrajectoryWriter(Protocol):
     def add(self, trajectory: Trajectory, label: Label | None) -> bool:
         """Store durably before returning. False when the id was stored before: nothing changes."""
         ...
-
-    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None: ...
 
 
 @runtime_checkable

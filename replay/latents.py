@@ -43,7 +43,7 @@ class LatentCache:
             schema = _schema(latents, self._dtype)
             self._table = opener(folder / "moments.lance", schema, _UPKEEP)
             self._load_index()
-        except BaseException:
+        except BaseException:  # whatever it was, an interrupt too: the lock must not stay behind
             self.close()
             raise
 

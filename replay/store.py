@@ -79,7 +79,7 @@ class ReplayStore:
         try:
             store = cls(path, options, lock)
             store._sweep()
-        except BaseException:
+        except BaseException:  # whatever it was, an interrupt too: the lock must not stay behind
             lock.release()
             raise
         return store

@@ -1,7 +1,6 @@
-"""LeRobot's own reader, writer and converter; runs in LeRobot's environment, not in ours."""
+"""LeRobot's own reader and writer; runs in LeRobot's environment, not in ours."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -41,12 +40,5 @@ def write(root: str, columns: str) -> None:
     data.finalize()
 
 
-def convert(root: str, _: str) -> None:
-    """Version 2.1 to 3.0, in place."""
-    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset  # noqa: PLC0415
-
-    convert_dataset("local/converted", root=Path(root), push_to_hub=False)
-
-
 if __name__ == "__main__":
-    {"read": read, "write": write, "convert": convert}[sys.argv[1]](*sys.argv[2:])
+    {"read": read, "write": write}[sys.argv[1]](*sys.argv[2:])

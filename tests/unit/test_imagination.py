@@ -15,7 +15,6 @@ from contracts.types import (
     Observation,
     StartState,
     Trajectory,
-    Verdict,
     WorkItem,
 )
 from services.queue import TaskQueue
@@ -93,9 +92,6 @@ class Shelf:
         fresh = trajectory.id not in self.stored
         self.stored[trajectory.id] = trajectory
         return fresh
-
-    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        raise AssertionError("imagination judges nothing")
 
 
 def items(count: int) -> list[WorkItem]:
