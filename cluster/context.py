@@ -1,12 +1,13 @@
 """What every stage of a run works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints import CheckpointFolder
 from cluster.handles import RemoteStore
 from configs.run import RunConfig
+from contracts.metrics import Meter, NoMeter
 from replay.store import ReplayStore
 from services.progress import Reporter
 from services.stages import Stages
@@ -34,6 +35,7 @@ class Context:
     reporter: Reporter
     checkpoints: CheckpointFolder
     replay: Any  # the ReplayService actor, the only writer of the stores
+    meter: Meter = field(default_factory=NoMeter)  # of the driver
 
     def writer(self, store: str) -> RemoteStore:
         return RemoteStore(self.replay, store)

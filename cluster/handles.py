@@ -1,6 +1,6 @@
 """Other processes behind the protocols of contracts/; the waits on them have time limits here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from contracts.errors import PolicyUnavailableError
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
+from services.queue import QueueStatus
 
 CALL_TIMEOUT_S = 120.0
 T = TypeVar("T")
@@ -124,19 +125,34 @@ class RemoteStore:
 
 
 class RemoteQueue:
-    """The queue of one task, as a WorkQueue."""
+    """The queue of one task, as a WorkQueue for its workers and as its pool's book."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
+    def hello(self, worker: str) -> None:
+        answer(self._actor.hello.remote(worker))
+
     def take(self, worker: str, count: int) -> list[WorkItem]:
         return answer(self._actor.take.remote(worker, count))
 
-    def heartbeat(self, worker: str) -> None:
-        answer(self._actor.heartbeat.remote(worker))
+    def heartbeat(self, worker: str, held: Collection[str]) -> None:
+        answer(self._actor.heartbeat.remote(worker, list(held)))
+
+    def done(self, worker: str, trajectory_id: str) -> None:
+        answer(self._actor.done.remote(worker, trajectory_id))
+
+    def retire(self, worker: str) -> None:
+        answer(self._actor.retire.remote(worker))
 
     def release(self, worker: str) -> int:
         return answer(self._actor.release.remote(worker))
 
-    def done(self, worker: str, trajectory_id: str) -> None:
-        answer(self._actor.done.remote(worker, trajectory_id))
+    def share(self, sharers: int) -> None:
+        answer(self._actor.share.remote(sharers))
+
+    def stop(self) -> None:
+        answer(self._actor.stop.remote())
+
+    def status(self) -> QueueStatus:
+        return answer(self._actor.status.remote())

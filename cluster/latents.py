@@ -133,7 +133,7 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
     """
     config, cluster = run.config, run.config.cluster
     arguments = (config.world_model, folder, run.frame_size)
-    count = max(1, sum(config.for_task(task).workers for task in run.tasks))
+    count = max(1, sum(config.for_task(task).fewest_workers for task in run.tasks))
     encoders = [
         start(
             EncoderProcess,

@@ -1,5 +1,6 @@
 """What runs inside each Ray process: the parts are built there, from the run's config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from configs.reward import RewardConfig
 from configs.robot import RobotConfig
 from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RewardModel, RobotEnv, TrajectoryWriter
-from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
+from contracts.types import Checkpoint, Clip, Label, Score, Trajectory, WorkItem
 from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 from models.build import (
@@ -24,6 +25,8 @@ from models.build import (
 )
 from models.device import on_gpu
 from models.kinematics import flange_pose
+from replay.store import ReplayStore
+from services.queue import TaskQueue
 from services.scoring import RewardScorer
 
 
@@ -66,35 +69,48 @@ class DemonstrationProcess:
         return trajectory, Label(name, success, "simulator")
 
 
+class QueueProcess(TaskQueue):
+    """The queue of one task. When it starts again it knows from the store what is done; its workers
+    tell it what they hold."""
+
+    def __init__(self, items: Sequence[WorkItem], lease_s: float, store: Path) -> None:
+        super().__init__(items, lease_s, finished=ReplayStore.open(store).ids())
+
+
+@dataclass(frozen=True, slots=True)
+class Dreaming:
+    """What an imagination worker is made of."""
+
+    config: RunConfig
+    policy: Checkpoint
+    world_model: Checkpoint
+
+
 class ImaginationProcess:
     """Policy and world model on one GPU share, advancing their slots together."""
 
-    def __init__(self, config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> None:
+    def __init__(self, name: str, made_of: Dreaming, queue: RemoteQueue) -> None:
+        queue.hello(name)
+        self._name, self._queue = name, queue
         torch.set_num_threads(1)
-        folder = Path(world_model.uri)
-        frame_size = (config.robot.height, config.robot.width)
+        config = made_of.config
+        folder = Path(made_of.world_model.uri)
+        size = (config.robot.height, config.robot.width)
+        policy, version = made_of.policy, made_of.world_model.version
         actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
-        dreamer = load_world_model(config.world_model, folder, world_model.version, frame_size)
-        self._worker = ImaginationWorker(
-            Models(
-                policy=on_gpu(actor),
-                world_model=on_gpu(dreamer),
-                adapter=load_adapter(config.world_model, folder),
-                kinematics=flange_pose,
-            ),
-            ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),
+        models = Models(
+            policy=on_gpu(actor),
+            world_model=on_gpu(load_world_model(config.world_model, folder, version, size)),
+            adapter=load_adapter(config.world_model, folder),
+            kinematics=flange_pose,
         )
+        numbers = config.imagination
+        settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
+        self._worker = ImaginationWorker(models, settings)
 
-    def run(self, name: str, queue: RemoteQueue, sink: TrajectoryWriter) -> ImaginationStats:
-        """Work until the queue hands out no more. A restarted process is called again by Ray under
-        the same name, so what its predecessor held goes back first."""
-        queue.release(name)
-
-        def gone_on() -> bool:
-            queue.heartbeat(name)  # asked once per chunk, so a lease outlives any trajectory
-            return False
-
-        return self._worker.run(name, queue, sink, should_stop=gone_on)
+    def run(self, sink: TrajectoryWriter) -> ImaginationStats:
+        """Work until the queue hands out no more."""
+        return self._worker.run(self._name, self._queue, sink)
 
 
 class ScorerProcess:

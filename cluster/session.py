@@ -4,14 +4,14 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 
 from cluster import interrupts
-from cluster.placement import Node, Placed, place, processes
+from cluster.placement import Node, Placed, inventory, place, processes
 from configs.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +105,31 @@ def _local_cpus(run: RunConfig, tasks: list[str]) -> int:
 def placed(run: RunConfig, tasks: list[str]) -> list[Placed]:
     """Where the connected cluster can hold the run, or a ShortageError."""
     return place(processes(run, tasks), nodes(run.robot.resource))
+
+
+def room_for_workers(run: RunConfig, working: int) -> int:
+    """How many more imagination workers the cluster has room for, besides ``working`` ones.
+
+    As many as its nodes could hold, and no more than what other jobs leave free.
+    """
+    share = (run.cluster.worker_cpus, run.cluster.worker_gpus)
+    fit = sum(_fits((node.cpus, node.gpus), share) for node in nodes(run.robot.resource))
+    now: Mapping[str, float] = ray.available_resources()
+    free = _fits((now.get("CPU", 0.0), now.get("GPU", 0.0)), share)
+    return max(0, min(fit - working, free))
+
+
+def _fits(have: tuple[float, float], share: tuple[float, float]) -> int:
+    counts = [int(h / s + 1e-9) for h, s in zip(have, share, strict=True) if s]
+    return min(counts, default=10**6)
+
+
+def what_there_is(run: RunConfig) -> str:
+    """The cluster and what is free of it, for messages about processes that wait for a place."""
+    share = f"{run.cluster.worker_cpus:g} CPU and {run.cluster.worker_gpus:g} GPU"
+    now: Mapping[str, float] = ray.available_resources()
+    return (
+        f"A worker takes {share}; the cluster has {inventory(nodes(run.robot.resource))}, of which "
+        f"{now.get('CPU', 0.0):g} CPU and {now.get('GPU', 0.0):g} GPU are free. Add nodes, lower "
+        "task.<name>.workers (python -m cluster.scale), or raise cluster.start_timeout_s"
+    )
