@@ -13,6 +13,7 @@ from cluster.processes import Dreaming
 from cluster.scoring import Scorer, keep, unscored
 from cluster.session import room_for_workers, what_there_is
 from contracts.constants import NEW_FRAMES
+from contracts.errors import StoppedError
 from contracts.metrics import (
     HEARTBEAT_AGE,
     LEASED,
@@ -147,7 +148,7 @@ class _Stage:
             self._names |= dict.fromkeys(ids, name)
             self._scorer.want(("imagined", i) for i in ids if i in before and i not in verdicts)
             if len(before) < len(ids) and not task.enough():
-                task.pool = TaskPool(run, work, made_of)
+                task.pool = TaskPool(run, work, made_of, self._bar.lost)
         self._scorer.want(unscored(run, "real", run.reader("real").ids(), versions.reward))
         self._show()
 
@@ -266,7 +267,7 @@ class _Stage:
         """Say who waits for a place; end a stage in which nothing moves.
 
         Raises:
-            RuntimeError: it names what the cluster has.
+            StoppedError: it names what the cluster has.
         """
         done = self._bar.done
         if done != self._newest:
@@ -276,7 +277,7 @@ class _Stage:
         waiting = {pool.task: pool.starting for pool in pools if pool.starting}
         placed = sum(len(pool.calls) - pool.starting for pool in pools)
         if waiting and not placed and still > cluster.start_timeout_s:
-            raise RuntimeError(
+            raise StoppedError(
                 f"{self._bar.name}: no imagination worker found a place for "
                 f"{cluster.start_timeout_s:g} s. {what_there_is(self._run.config)}"
             )
@@ -287,7 +288,4 @@ class _Stage:
                 f"  workers still wait for a place: {names}. {what_there_is(self._run.config)}"
             )
         if still > cluster.stall_timeout_s:
-            raise RuntimeError(
-                f"{self._bar.name}: no trajectory ended for {still:.0f} s. Look at the workers' "
-                "logs in the Ray dashboard, or raise cluster.stall_timeout_s"
-            )
+            raise self._run.stall(self._bar, "look at the workers' logs in Ray's dashboard").error()

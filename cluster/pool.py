@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError
 
 from actors.imagination import ImaginationStats
 from cluster.context import Context
-from cluster.handles import RemoteQueue, RemoteStore, answer, end, start
+from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, start, who_died
 from cluster.processes import Dreaming, ImaginationProcess, QueueProcess
+from contracts.errors import StoppedError
 from contracts.types import WorkItem
 from services.allocation import Demand
 from services.queue import QueueStatus
@@ -50,6 +50,7 @@ class TaskPool:
         run: Context,
         items: Sequence[WorkItem],
         made_of: Dreaming,
+        lost: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task = items[0].start.task
@@ -60,7 +61,7 @@ class TaskPool:
             QueueProcess, items, lease_s, store, num_cpus=0, max_restarts=-1, max_task_retries=-1
         )
         self._process, self.queue = queue, RemoteQueue(queue)
-        self._sink = RemoteStore(run.replay, "imagined")
+        self._sink, self._lost = RemoteStore(run.replay, "imagined"), lost
         self._workers: list[_Worker] = []
         self._numbered = 0
         self._gone: list[ImaginationStats] = []
@@ -95,7 +96,7 @@ class TaskPool:
         """See who ended, died or went silent; replace nobody yet.
 
         Raises:
-            RuntimeError: too many workers died in a row. ValueError and others: what one raised.
+            StoppedError: too many workers died in a row. Others: what one of them raised.
         """
         self._collect()
         before = len(self.status.done)
@@ -193,8 +194,8 @@ class TaskPool:
             try:
                 worker.stats = answer(worker.call)
                 worker.call = None
-            except RayActorError as error:
-                self._lose(worker, f"died: {_first_line(error)}")
+            except LOSSES as error:
+                self._lose(worker, who_died(error))
 
     def _lose(self, worker: _Worker, how: str) -> None:
         """A worker that is dead or hangs: its work goes back, its place is free."""
@@ -202,15 +203,15 @@ class TaskPool:
         self.queue.release(worker.name)
         self.deaths += 1
         self._in_a_row += 1
-        most = self._config.cluster.max_failures
-        if self._in_a_row > most:
-            raise RuntimeError(
+        if self._in_a_row > self._config.cluster.max_failures:
+            raise StoppedError(
                 f"imagination of {self.task}: {self._in_a_row} workers in a row were lost without "
-                f"finishing a trajectory; the last one, {worker.name}, {how}. Look at its log in "
+                f"finishing a trajectory; the last one, {worker.name}: {how}. Look at its log in "
                 "the Ray dashboard; if memory ran out, lower imagination.slots or raise "
                 "cluster.worker_gpus; if it only needs longer, raise imagination.lease_s. What is "
-                "stored stays, and the same command goes on"
+                "stored is kept; the same command continues"
             )
+        self._lost(f"imagination worker {worker.name}: {how}; its work goes to another")
 
     def _dismiss(self, worker: _Worker) -> None:
         end(worker.actor)
@@ -218,7 +219,3 @@ class TaskPool:
         self._gone.append(worker.stats)
         if worker.heard:
             self._spent_s += self._clock() - worker.born_s
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
