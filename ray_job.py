@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from cluster import interrupts
+from cluster import interrupts, submitted
 from configs import schema
 from contracts.errors import StoppedError
 
@@ -18,6 +18,7 @@ def main(config: DictConfig) -> None:
     """Check the config, then do the job it names. Bad input is one line and exit status 1."""
     try:
         run = schema.to_run(config)
+        submitted.check_paths(run)
         # Imported late: whoever gave a bad value does not wait for torch and Ray.
         from cluster.jobs import run_job  # noqa: PLC0415
 

@@ -13,9 +13,11 @@ from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
     RayActorError,
+    RayError,
     RayTaskError,
     WorkerCrashedError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from contracts.errors import DiskFullError, PolicyUnavailableError, StoppedError
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
@@ -108,6 +110,32 @@ def run_once(
     returns."""
     task = cast(Any, ray.remote(function)).options(num_cpus=share[0], num_gpus=share[1])
     return answer(task.remote(*arguments), timeout_s)
+
+
+def here() -> dict[str, Any]:
+    """Options that keep a process on the driver's node: what asks for no CPU may land anywhere."""
+    return on_node(ray.get_runtime_context().get_node_id())
+
+
+def on_node(node_id: str) -> dict[str, Any]:
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def on_every_node(
+    function: Callable[..., T], node_ids: Sequence[str], timeout_s: float, *arguments: Any
+) -> list[T | RayError]:
+    """What the function returns on each node, or why it does not, in their order; all at once."""
+    task = cast(Any, ray.remote(function))
+    calls = [task.options(num_cpus=0, **on_node(n)).remote(*arguments) for n in node_ids]
+    ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+    return [_outcome(call) for call in calls]
+
+
+def _outcome(call: Any) -> Any:
+    try:
+        return ray.get(call, timeout=0)
+    except RayError as error:
+        return error
 
 
 def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:

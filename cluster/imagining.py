@@ -2,16 +2,17 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
 from cluster.context import Context, Versions
+from cluster.nodes import room_for_workers, what_there_is
 from cluster.pool import TaskPool
-from cluster.processes import Dreaming
+from cluster.processes import dreamers
 from cluster.scoring import Scorer, keep, unscored
-from cluster.session import room_for_workers, what_there_is
 from contracts.constants import NEW_FRAMES
 from contracts.errors import StoppedError
 from contracts.metrics import (
@@ -133,7 +134,8 @@ class _Stage:
         store = run.reader("imagined")
         stored = set(store.ids())
         scored = store.verdicts(reward_version=versions.reward)
-        made_of = Dreaming(
+        build = partial(
+            dreamers,
             run.config,
             run.checkpoints.open("policy", versions.policy),
             run.checkpoints.open("world_model", versions.world_model),
@@ -148,7 +150,7 @@ class _Stage:
             self._names |= dict.fromkeys(ids, name)
             self._scorer.want(("imagined", i) for i in ids if i in before and i not in verdicts)
             if len(before) < len(ids) and not task.enough():
-                task.pool = TaskPool(run, work, made_of, self._bar.lost)
+                task.pool = TaskPool(run, work, build, self._bar.lost)
         self._scorer.want(unscored(run, "real", run.reader("real").ids(), versions.reward))
         self._show()
 

@@ -10,14 +10,22 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import calibration, exporting, judging, latents, pretrain, summary
+from cluster import (
+    calibration,
+    exporting,
+    judging,
+    latents,
+    nodes,
+    pretrain,
+    summary,
+)
 from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
-from cluster.handles import answer, in_plain_words, start
+from cluster.handles import answer, here, in_plain_words, start
 from cluster.placement import big_enough, describe, place, processes
 from cluster.serve import serve
-from cluster.session import placed, session
+from cluster.session import is_joined, session
 from cluster.setup import check_bases
 from cluster.vlaw import algorithm_1, evaluation_alone
 from cluster.world_model_export import export_world_model
@@ -208,8 +216,8 @@ def _print_plan(config: RunConfig, tasks: list[str]) -> None:
     plan = processes(config, tasks)
     node = big_enough(plan)
     title = f"plan, on {node.name} with {node.cpus:g} CPUs and {node.gpus:g} GPUs for Ray"
-    console.print(f"[bold]{title}[/]\n{describe(place(plan, [node]))}", highlight=False)
-    console.print("\n".join(estimate(config, tasks)), highlight=False)
+    text = f"[bold]{title}[/]\n{describe(place(plan, [node]))}"
+    console.print("\n".join([text, *estimate(config, tasks)]), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -221,9 +229,10 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
         reporter.event("start", job=config.job, tasks=tasks)
         stack.enter_context(in_plain_words())
         stack.enter_context(session(config, tasks))
-        reporter.event("plan", plan=describe(placed(config, tasks)))
+        reporter.event("plan", plan=_find_room(config, folder, tasks, reporter))
         stores = {name: str(folder / "stores" / name) for name in STORES}
-        replay = start(ReplayService, stores, num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        replay = start(ReplayService, stores, **options, **here())
         answer(replay.counts.remote())  # the stores exist from here on
         stages = Stages(folder / "stages")
         yield Context(
@@ -235,3 +244,13 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
             CheckpointFolder(folder / "checkpoints"),
             replay,
         )
+
+
+def _find_room(config: RunConfig, folder: Path, tasks: list[str], reporter: Reporter) -> str:
+    """Which process goes where. Nodes of a cluster that others started are looked at first."""
+    if not is_joined(config):
+        return describe(nodes.placed(config, tasks))
+    plan = describe(nodes.placed_in_time(config, tasks, reporter.say))
+    nodes.check(config, tasks, folder)
+    reporter.say(f"{config.job} in {folder}, on this cluster:\n{plan}")
+    return plan

@@ -26,6 +26,7 @@ class Node:
     gpus: float
     resources: tuple[str, ...] = ()
     robots: int = 0  # units of the custom resource
+    id: str = ""  # Ray's
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Placed:
 
 class ShortageError(ValueError):
     """The cluster cannot hold the run; the message says what is short and what there is."""
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
@@ -52,27 +57,28 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
             Process("collect", "robot", run.robot.count, c.worker_cpus, 0, run.robot.resource),
             Process("collect", "policy server", 1, c.worker_cpus, c.worker_gpus),
         ]
+    return plan if run.job == "evaluate" else [*plan, *_learning(run), *_imagining(run, tasks)]
+
+
+def _learning(run: RunConfig) -> list[Process]:
+    c = run.cluster
     learners = [] if run.method.kind == "filtered_bc" else ["world model", "reward"]
     if run.method.update_policy:
         learners.append("policy")
-    for name in learners:
-        plan.append(
-            Process(
-                f"train {name}",
-                f"{name} learner",
-                c.learner_workers,
-                c.learner_cpus,
-                c.learner_gpus,
-            )
-        )
-    if run.method.kind == "vlaw":
-        for task in tasks:
-            workers = run.for_task(task).fewest_workers
-            plan.append(
-                Process("imagine", f"imagination {task}", workers, c.worker_cpus, c.worker_gpus)
-            )
-        plan.append(Process("imagine", "reward scorer", 1, c.scorer_cpus, c.scorer_gpus))
-    return plan
+    count, cpus, gpus = c.learner_workers, c.learner_cpus, c.learner_gpus
+    return [Process(f"train {name}", f"{name} learner", count, cpus, gpus) for name in learners]
+
+
+def _imagining(run: RunConfig, tasks: list[str]) -> list[Process]:
+    if run.method.kind != "vlaw":
+        return []
+    c = run.cluster
+    share = (c.worker_cpus, c.worker_gpus)
+    workers = [
+        Process("imagine", f"imagination {t}", run.for_task(t).fewest_workers, *share)
+        for t in tasks
+    ]
+    return [*workers, Process("imagine", "reward scorer", 1, c.scorer_cpus, c.scorer_gpus)]
 
 
 def big_enough(plan: list[Process]) -> Node:
@@ -104,6 +110,12 @@ def place(plan: list[Process], nodes: list[Node]) -> list[Placed]:
     return placed
 
 
+def hosts(plan: list[Process], nodes: list[Node]) -> list[Node]:
+    """Nodes where a process may land that opens the run's folder: any process but a robot."""
+    others = [process for process in plan if not process.resource]
+    return [n for n in nodes if any(n.cpus >= p.cpus and n.gpus >= p.gpus for p in others)]
+
+
 def _take(process: Process, nodes: list[Node], free: dict[str, list[float]]) -> str:
     wanted = (process.cpus, process.gpus, float(bool(process.resource)))
     for node in nodes:
@@ -113,7 +125,7 @@ def _take(process: Process, nodes: list[Node], free: dict[str, list[float]]) -> 
         if all(want <= have + 1e-9 for want, have in zip(wanted, left, strict=True)):
             free[node.name] = [have - want for want, have in zip(wanted, left, strict=True)]
             return node.name
-    raise ShortageError(_shortage(process, nodes))
+    raise ShortageError(_shortage(process, nodes), process.stage)
 
 
 def inventory(nodes: list[Node]) -> str:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import ray
 
-from actors.imagination import ImaginationStats
+from actors.imagination import ImaginationSettings, ImaginationStats, Models
 from cluster.context import Context
 from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, start, who_died
-from cluster.processes import Dreaming, ImaginationProcess, QueueProcess
+from cluster.processes import ImaginationProcess, QueueProcess
 from contracts.errors import StoppedError
 from contracts.types import WorkItem
 from services.allocation import Demand
@@ -49,12 +49,14 @@ class TaskPool:
         self,
         run: Context,
         items: Sequence[WorkItem],
-        made_of: Dreaming,
+        build: Callable[[], Models],
         lost: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.task = items[0].start.task
-        self._config, self._made_of, self._clock = run.config, made_of, clock
+        self._config, self._build, self._clock = run.config, build, clock
+        numbers = run.config.imagination
+        self._settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
         lease_s = run.config.imagination.lease_s
         store = run.store_folder("imagined")
         queue = start(
@@ -178,7 +180,8 @@ class TaskPool:
         actor = start(
             ImaginationProcess,
             name,
-            self._made_of,
+            self._settings,
+            self._build,
             self.queue,
             num_cpus=cluster.worker_cpus,
             num_gpus=cluster.worker_gpus,

@@ -1,6 +1,6 @@
 """What runs inside each Ray process: the parts are built there, from the run's config."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from actors.imagination import ImaginationSettings, ImaginationStats, ImaginationWorker, Models
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
 from cluster.handles import RemoteQueue
+from cluster.metrics import RayMeter
 from configs.reward import RewardConfig
 from configs.robot import RobotConfig
 from configs.run import RunConfig
@@ -77,36 +78,33 @@ class QueueProcess(TaskQueue):
         super().__init__(items, lease_s, finished=ReplayStore.open(store).ids())
 
 
-@dataclass(frozen=True, slots=True)
-class Dreaming:
-    """What an imagination worker is made of."""
-
-    config: RunConfig
-    policy: Checkpoint
-    world_model: Checkpoint
+def dreamers(config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> Models:
+    """What an imagination worker imagines with, on the GPU if its process has one."""
+    folder, version = Path(world_model.uri), world_model.version
+    size = (config.robot.height, config.robot.width)
+    actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
+    return Models(
+        policy=on_gpu(actor),
+        world_model=on_gpu(load_world_model(config.world_model, folder, version, size)),
+        adapter=load_adapter(config.world_model, folder),
+        kinematics=flange_pose,
+    )
 
 
 class ImaginationProcess:
-    """Policy and world model on one GPU share, advancing their slots together."""
+    """Policy and world model on one GPU share. ``name`` is how its queue knows it."""
 
-    def __init__(self, name: str, made_of: Dreaming, queue: RemoteQueue) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ImaginationSettings,
+        build: Callable[[], Models],
+        queue: RemoteQueue,
+    ) -> None:
         queue.hello(name)
         self._name, self._queue = name, queue
         torch.set_num_threads(1)
-        config = made_of.config
-        folder = Path(made_of.world_model.uri)
-        size = (config.robot.height, config.robot.width)
-        policy, version = made_of.policy, made_of.world_model.version
-        actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
-        models = Models(
-            policy=on_gpu(actor),
-            world_model=on_gpu(load_world_model(config.world_model, folder, version, size)),
-            adapter=load_adapter(config.world_model, folder),
-            kinematics=flange_pose,
-        )
-        numbers = config.imagination
-        settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
-        self._worker = ImaginationWorker(models, settings)
+        self._worker = ImaginationWorker(build(), settings, meter=RayMeter())
 
     def run(self, sink: TrajectoryWriter) -> ImaginationStats:
         """Work until the queue hands out no more."""
@@ -122,7 +120,10 @@ class ScorerProcess:
     def __init__(self, config: RewardConfig, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(1)
         self._scorer = RewardScorer(
-            lambda: _reward_model(config, checkpoint), config.max_batch, config.max_wait_s
+            lambda: _reward_model(config, checkpoint),
+            config.max_batch,
+            config.max_wait_s,
+            RayMeter(),
         )
 
     async def score(self, clip: Clip) -> Score:

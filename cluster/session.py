@@ -1,28 +1,20 @@
-"""Starts or joins a Ray cluster, and asks it what it has."""
+"""Starts or joins a Ray cluster."""
 
 import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from cluster import interrupts
-from cluster.placement import Node, Placed, inventory, place, processes
+from cluster import interrupts, submitted
 from configs.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
-NOT_SHIPPED = [
-    "/.venv/",
-    "/outputs/",
-    "/.git/",
-    "/checkpoints/",
-    "/.pytest_cache/",
-    "/.ruff_cache/",
-]
 
 
 @contextmanager
@@ -40,8 +32,8 @@ def session(run: RunConfig, tasks: list[str]) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for
     with interrupts.kept():
-        if run.cluster.address:
-            _join(run)
+        if is_joined(run):
+            _join(run.cluster.address or "auto")
         else:
             _start(run, tasks)
     try:
@@ -51,22 +43,50 @@ def session(run: RunConfig, tasks: list[str]) -> Iterator[None]:
             ray.shutdown()
 
 
-def _join(run: RunConfig) -> None:
+def is_joined(run: RunConfig) -> bool:
+    """Whether the run uses a cluster that is already up: so told, or in a submitted job."""
+    return bool(run.cluster.address) or submitted.runtime_env() is not None
+
+
+def _join(address: str) -> None:
     try:
         ray.init(
-            address=run.cluster.address,
-            runtime_env={"working_dir": str(ROOT), "excludes": NOT_SHIPPED},
+            address=address,
+            runtime_env=_shipped(),
             log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except ConnectionError as error:
         raise ValueError(
-            f"cluster.address={run.cluster.address}: no Ray cluster answers there ({error}). "
-            "Start one with `ray start --head`, or use cluster=local"
+            f"cluster.address={address}: no Ray cluster answers there ({error}). Start one with "
+            "`ray start --head`, or use cluster=local. If there is one, it may want its token: set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=<file>"
         ) from error
+    except ValueError as error:
+        if "RAY_ADDRESS" not in str(error):
+            raise
+        raise ValueError(
+            f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} is where jobs are submitted: use "
+            "`ray job submit`, or give cluster.address=<head>:6379"
+        ) from error
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"cluster.address={address} runs other versions: {' '.join(str(error).split())} "
+            "Install the same Python and requirements.txt on every machine"
+        ) from error
+
+
+def _shipped() -> dict[str, Any] | None:
+    """The code that workers import: what `.rayignore` leaves over, unless the job brought it."""
+    given = submitted.runtime_env() or {}
+    return None if "working_dir" in given else {"working_dir": str(ROOT)}
 
 
 def _start(run: RunConfig, tasks: list[str]) -> None:
     ray.init(
+        address="local",  # whatever RAY_ADDRESS says
         num_cpus=_local_cpus(run, tasks),
         resources={run.robot.resource: run.robot.count},
         object_store_memory=run.cluster.object_store_mb * 2**20,
@@ -78,58 +98,6 @@ def _start(run: RunConfig, tasks: list[str]) -> None:
     )
 
 
-def nodes(resource: str) -> list[Node]:
-    """The living nodes of the cluster."""
-    found = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            robots = int(has.get(resource, 0))
-            found.append(
-                Node(
-                    name=node["NodeManagerHostname"],
-                    cpus=has.get("CPU", 0.0),
-                    gpus=has.get("GPU", 0.0),
-                    resources=(resource,) if robots else (),
-                    robots=robots,
-                )
-            )
-    return found
-
-
 def _local_cpus(run: RunConfig, tasks: list[str]) -> int:
     """As many as the widest stage asks for: these are Ray's shares, not the machine's cores."""
     return run.cluster.num_cpus or max(2, math.ceil(run.peak_cpus(tasks)))
-
-
-def placed(run: RunConfig, tasks: list[str]) -> list[Placed]:
-    """Where the connected cluster can hold the run, or a ShortageError."""
-    return place(processes(run, tasks), nodes(run.robot.resource))
-
-
-def room_for_workers(run: RunConfig, working: int) -> int:
-    """How many more imagination workers the cluster has room for, besides ``working`` ones.
-
-    As many as its nodes could hold, and no more than what other jobs leave free.
-    """
-    share = (run.cluster.worker_cpus, run.cluster.worker_gpus)
-    fit = sum(_fits((node.cpus, node.gpus), share) for node in nodes(run.robot.resource))
-    now: Mapping[str, float] = ray.available_resources()
-    free = _fits((now.get("CPU", 0.0), now.get("GPU", 0.0)), share)
-    return max(0, min(fit - working, free))
-
-
-def _fits(have: tuple[float, float], share: tuple[float, float]) -> int:
-    counts = [int(h / s + 1e-9) for h, s in zip(have, share, strict=True) if s]
-    return min(counts, default=10**6)
-
-
-def what_there_is(run: RunConfig) -> str:
-    """The cluster and what is free of it, for messages about processes that wait for a place."""
-    share = f"{run.cluster.worker_cpus:g} CPU and {run.cluster.worker_gpus:g} GPU"
-    now: Mapping[str, float] = ray.available_resources()
-    return (
-        f"A worker takes {share}; the cluster has {inventory(nodes(run.robot.resource))}, of which "
-        f"{now.get('CPU', 0.0):g} CPU and {now.get('GPU', 0.0):g} GPU are free. Add nodes, lower "
-        "task.<name>.workers (python -m cluster.scale), or raise cluster.start_timeout_s"
-    )

@@ -39,5 +39,6 @@ def inside(flag: str, value: float, low: float, high: float) -> None:
 
 def worker_count(flag: str, value: object) -> None:
     """Raise ValueError unless ``value`` is a positive whole number or ``auto``."""
-    if value != "auto" and not (isinstance(value, int) and value >= 1):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (whole and value >= 1):
         raise ValueError(f"{flag}={value} must be a number of at least 1, or auto")

@@ -23,6 +23,8 @@ from rich.progress import (
 
 from contracts.errors import room
 
+QUIET_S = 60.0  # between two lines about a stage that goes on
+
 
 def describe(numbers: dict[str, float]) -> str:
     """``{"loss": 0.1234567}`` -> ``loss 0.123``; counts stay whole."""
@@ -59,6 +61,7 @@ class Bar:
         self.done = 0
         self.numbers: dict[str, float] = {}
         self._start = time.monotonic()
+        self.said = self._start  # when a line last told how far it is
         self._task = owner.open_bar(self)
 
     @property
@@ -87,7 +90,8 @@ class Bar:
 class Reporter:
     """Where every stage reports. ``events.jsonl`` under ``folder`` keeps one JSON object a line.
 
-    On a terminal each stage is a bar with rate and ETA; elsewhere one line when it ends.
+    On a terminal each stage is a bar with rate and ETA; elsewhere, as in the log of a submitted
+    job, one line when it ends and one every ``QUIET_S`` while it goes on.
     """
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
@@ -134,7 +138,7 @@ class Reporter:
             self._file.flush()
 
     def say(self, message: str) -> None:
-        self.console.print(message, highlight=False)
+        self.console.print(message, highlight=False, soft_wrap=True)  # a log has no width
 
     def open_bar(self, bar: Bar) -> TaskID | None:
         if self._bars is None:
@@ -145,6 +149,12 @@ class Reporter:
         if self._bars is not None and task is not None:
             rate = f"{bar.rate:.3g} {bar.unit}/s"
             self._bars.update(task, completed=bar.done, rate=rate, numbers=describe(bar.numbers))
+        elif time.monotonic() - bar.said > QUIET_S:
+            bar.said = time.monotonic()
+            self.say(
+                f"{bar.name:<28} at     {bar.done}/{bar.total} {bar.unit} after {bar.seconds:.0f} s"
+                f" ({bar.rate:.3g}/s)  {describe(bar.numbers)}"
+            )
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str = "items") -> Iterator[Bar]:

@@ -84,3 +84,8 @@ def test_the_node_that_a_plan_is_drawn_on_holds_its_widest_stage_and_no_more():
     place(plan, [node])
     with pytest.raises(ShortageError):
         place([*plan, Process("imagine", "one more", 1, cpus=0, gpus=0.5)], [node])
+
+
+def test_an_evaluation_places_robots_and_their_policy_only():
+    plan = processes(RunConfig(job="evaluate", task={"book": TaskOverrides()}), ["book"])
+    assert [process.name for process in plan] == ["robot", "policy server"]

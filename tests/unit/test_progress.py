@@ -4,6 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
+from services import progress
 from services.progress import Reporter, describe
 
 
@@ -24,6 +25,27 @@ def test_off_a_terminal_a_stage_is_one_line(tmp_path):
     assert len(out.getvalue().strip().splitlines()) == 1
     assert "3/3 episodes" in out.getvalue()
     assert "loss 0.25" in out.getvalue()
+
+
+def test_off_a_terminal_a_long_stage_tells_how_far_it_is_once_a_minute(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    report, out = reporter(tmp_path)
+    with report, report.stage("1 imagine", 500, "trajectories") as bar:
+        for seconds in (30, 31, 20, 20, 30):  # told at 61 s and at 131 s
+            now[0] += seconds
+            bar.advance(10)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[2:4] for line in lines] == [
+        ["at", "20/500"], ["at", "50/500"], ["done", "50/500"],
+    ]  # fmt: skip
+
+
+def test_off_a_terminal_no_line_is_broken(tmp_path):
+    report, out = reporter(tmp_path)
+    with report:
+        report.say("x " * 300)
+    assert len(out.getvalue().splitlines()) == 1
 
 
 def test_on_a_terminal_there_is_a_bar_with_an_eta(tmp_path):
