@@ -57,7 +57,7 @@ def _script(
     done = set(run.reader(store).ids())
     missing = [request for request in wanted if request.trajectory_id not in done]
     with run.reporter.stage(name, len(wanted), "episodes") as bar:
-        bar.at(len(wanted) - len(missing))
+        bar.begin_with(len(wanted) - len(missing))
         count = run.config.robot.count if missing else 0
         config = run.config
         robots = [_on_robot(config, DemonstrationProcess, config.robot) for _ in range(count)]
@@ -131,7 +131,7 @@ def import_recordings(run: Context, store: str, robot: RecordedRobot) -> dict[st
     known = set(run.reader(store).ids())
     writer, ids = run.writer(store), [name for name in robot.ids() if name in known]
     with run.reporter.stage(f"read recordings ({store})", len(robot), "episodes") as bar:
-        bar.at(len(ids))
+        bar.begin_with(len(ids))
         for trajectory, label in robot.episodes(known):
             writer.add(trajectory, label)
             ids.append(trajectory.id)
@@ -162,7 +162,7 @@ def roll_out(
     done = set(run.reader(store).ids())
     missing = [request for request in requests if request.trajectory_id not in done]
     with run.reporter.stage(name, len(requests), "episodes") as bar:
-        bar.at(len(requests) - len(missing))
+        bar.begin_with(len(requests) - len(missing))
         if missing:
             _play(run, policy, missing, store, bar)
             _say_aborted(run, store, [request.trajectory_id for request in missing])
@@ -190,6 +190,7 @@ def _play(
     )
     handle = RemotePolicy(server, answer(server.version.remote(), cluster.start_timeout_s))
     robots = [_on_robot(config, RobotProcess, config, handle) for _ in range(config.robot.count)]
+    bar.hold(cluster.worker_gpus)
     try:
         _spread(robots, list(requests), run, store, bar)
     finally:

@@ -11,6 +11,7 @@ from replay.store import ReplayStore
 from services.progress import Reporter
 from services.stages import Stages
 
+CONTROL_VERSION = 9000  # of the control's policy; versions of the loop count up from 0
 STORES = ("real", "demos", "imagined", "evaluation")
 
 
@@ -44,6 +45,15 @@ class Context:
 
     def store_folder(self, store: str) -> Path:
         return self.folder / "stores" / store
+
+    def newest(self) -> dict[str, int]:
+        """The newest version of each model that the loop has published."""
+        found: dict[str, int] = {}
+        for facts in self.checkpoints.lineage():
+            kind, version = str(facts["kind"]), facts["version"]
+            if isinstance(version, int) and version < CONTROL_VERSION:
+                found[kind] = max(version, found.get(kind, version))
+        return found
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Gathers everything a run has measured into its report, and prints the results table."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from services.report_data import (
 )
 from services.report_sections import adapter_line
 from services.scoring import mass_warning
+from services.spent import compared, spent
 
 WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random ones measure nothing"
 FILMS_PER_TASK = 2
@@ -57,8 +57,11 @@ def write(run: Context) -> Path:
     return path
 
 
-def gather(run: Context) -> ReportData:
-    """Read the stage manifests, the stores and the checkpoints; nothing is computed anew."""
+def gather(run: Context, media: bool = True) -> ReportData:
+    """Read the stage manifests, the stores and the checkpoints; nothing is computed anew.
+
+    Without ``media`` there are no films and pictures, which take by far the longest.
+    """
     iterations = range(1, run.config.method.iterations + 1)
     return ReportData(
         title=f"VLAW run {run.folder.name}: {run.config.method.kind}, {', '.join(run.tasks)}",
@@ -71,10 +74,11 @@ def gather(run: Context) -> ReportData:
         losses=list(_losses(run, list(iterations))),
         replays=list(_replays(run, list(iterations))),
         calibrations=list(calibrations(run)),
-        sheets=list(_sheets(run)),
-        films=list(_films(run)),
+        sheets=list(_sheets(run)) if media else [],
+        films=list(_films(run)) if media else [],
         throughput=[row for i in iterations for row in _throughput(run, i)],
         stages=_stage_times(run),
+        costs=compared(run.folder),
         lineage=[_version(facts) for facts in run.checkpoints.lineage()],
         unavailable=[Unavailable(name, WEIGHTS_NOT_FOUND) for name in ("LPIPS", "FID", "FVD")],
         notes=list(_notes(run)),
@@ -196,12 +200,7 @@ def _throughput(run: Context, i: int) -> Iterator[Throughput]:
 
 
 def _stage_times(run: Context) -> list[StageTime]:
-    seconds: dict[str, float] = {}
-    for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        if event["event"] == "end":  # a stage that was cut short and continued ends more than once
-            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + event["seconds"]
-    return [StageTime(name, value) for name, value in seconds.items()]
+    return [StageTime(name, took.seconds) for name, took in spent(run.folder).items()]
 
 
 def _version(facts: dict[str, Any]) -> Version:

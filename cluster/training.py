@@ -26,7 +26,7 @@ class StepBoard:
     with a checkpoint of its own, and our checkpoints have another layout."""
 
     def __init__(self) -> None:
-        self._newest: tuple[int, float] = (0, float("nan"))
+        self._losses: dict[int, float] = {}  # by step; what nobody has asked for yet
         self._result: dict[str, Any] | None = None
         self._refusal = ""
 
@@ -41,12 +41,14 @@ class StepBoard:
         return self._result
 
     def post(self, step: int, loss: float) -> None:
-        self._newest = (step, loss)
+        """All learners of a run post the same loss: it is a mean over them."""
+        self._losses[step] = loss
 
-    def newest(self) -> tuple[int, float, str]:
-        """Step, its loss, and why the learner refuses to train ("": it does not)."""
-        step, loss = self._newest
-        return step, loss, self._refusal
+    def news(self) -> tuple[dict[int, float], str]:
+        """Losses by step since the last time this was asked, and why the learner refuses to train
+        ("": it does not)."""
+        losses, self._losses = self._losses, {}
+        return losses, self._refusal
 
 
 @dataclass
@@ -113,6 +115,7 @@ def fit(
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
+    bar.hold(cluster.learner_workers * cluster.learner_gpus)
     running = _Fit(trainer)
     running.start()
     _watch(running, board, cluster.stall_timeout_s, bar)
@@ -126,17 +129,20 @@ def fit(
 
 
 def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
-    last, moved = -1, time.monotonic()
-    while running.is_alive():
+    moved, going = time.monotonic(), True
+    while going:
+        going = running.is_alive()  # one more round after its end: the last steps
         running.join(timeout=0.3)
-        step, loss, refusal = answer(board.newest.remote())
+        losses, refusal = answer(board.news.remote())
         if refusal:
             raise ValueError(f"{bar.name}: {refusal}")
-        if step != last:
-            last, moved = step, time.monotonic()
+        for step, loss in sorted(losses.items()):
+            if not bar.done:
+                bar.begin_with(step - 1)  # an earlier process took those
             bar.at(step, loss=loss)
+            moved = time.monotonic()
         if time.monotonic() - moved > stall_timeout_s:
             raise RuntimeError(
-                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {last}). "
+                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {bar.done}). "
                 "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
             )
