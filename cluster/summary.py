@@ -200,7 +200,8 @@ def _throughput(run: Context, i: int) -> Iterator[Throughput]:
 
 
 def _stage_times(run: Context) -> list[StageTime]:
-    return [StageTime(name, took.seconds) for name, took in spent(run.folder).items()]
+    took = {name: one.seconds for name, one in spent(run.folder).items()}
+    return [StageTime(name, seconds) for name, seconds in took.items() if seconds >= 0.1]
 
 
 def _version(facts: dict[str, Any]) -> Version:

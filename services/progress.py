@@ -60,6 +60,7 @@ class Bar:
         self.unit = unit
         self.done = 0
         self.begun_with = 0  # units that an earlier process had done
+        self.first: tuple[int, float] | None = None  # units that came first, and when [s]
         self.numbers: dict[str, Number] = {}
         self.tasks: dict[str, dict[str, Number]] = {}
         self.gpu_seconds = 0.0
@@ -88,6 +89,8 @@ class Bar:
     def at(self, done: int, **numbers: Number) -> None:
         self.done = done
         self.numbers |= numbers
+        if self.first is None and done > self.begun_with:
+            self.first = done - self.begun_with, self.seconds
         self.account()
         self._owner.move_bar(self, self._task, numbers)
 
@@ -213,6 +216,7 @@ class Reporter:
                 outcome=outcome,
                 done=bar.done,
                 new=bar.done - bar.begun_with,
+                first=bar.first,
                 seconds=bar.seconds,
                 gpu_seconds=bar.gpu_seconds,
                 **bar.numbers,

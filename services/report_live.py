@@ -78,14 +78,14 @@ def running(now: Now) -> str:
 def _work(work: Work) -> str:
     share = work.done / work.total if work.total else 0.0
     tiles = [
-        tile("Stage", work.name, f"for {duration(work.seconds)}"),
+        tile("Running for", duration(work.seconds), "this process"),
         tile("Done", f"{number(work.done)} of {number(work.total)}", work.unit),
         tile("Rate", f"{number(3600 * work.rate)} / h", f"{number(work.rate)} {work.unit}/s"),
         tile("Left", duration(work.eta_s), "at this rate"),
     ]
     tiles += [tile(key, number(value), "newest") for key, value in work.numbers.items()]
     bar = f'<div class="bar"><i class="b0" style="flex:0 0 {100 * min(1.0, share):.1f}%"></i></div>'
-    return grid(tiles, "tiles") + bar
+    return f"<h3>{text(work.name)}</h3>{bar}{grid(tiles, 'tiles progress')}"
 
 
 def _tasks(tasks: Mapping[str, Mapping[str, float | int]]) -> str:

@@ -14,6 +14,7 @@ from services.report_data import Amount, StageCost
 from services.stages import Stages, read_json, write_json
 
 ESTIMATE = "estimate.json"
+FEW = 3  # units; fewer say nothing about how fast they follow each other
 STEPS = {"policy": "policy_step", "control": "policy_step", "base policy": "policy_step"} | {
     "world model": "world_model_step",
     "reward": "reward_step",
@@ -76,7 +77,7 @@ def compared(folder: Path) -> list[StageCost]:
 def measured(folder: Path, rates: Rates) -> Rates:
     """The rates of the run in ``folder``; what it did not do keeps its rate of ``rates``.
 
-    The start of a stage's processes is inside them.
+    The seconds until a stage's first unit was done are its start, as far as they exceed a unit.
 
     Raises:
         ValueError: the folder holds no run that has measured anything.
@@ -84,12 +85,12 @@ def measured(folder: Path, rates: Rates) -> Rates:
     if not (folder / "run.json").exists():
         raise ValueError(f"estimate.run={folder} holds no run (no run.json): give a run's folder")
     found = dict(_Measured(folder).rates())
-    if not found:
+    if not set(found) - {"start"}:
         raise ValueError(f"estimate.run={folder}: no stage of that run has ended yet")
     rest = [f.name for f in rates.__dataclass_fields__.values() if f.name not in found]
     left = [name for name in rest if name.endswith(("_step", "_tick", "chunk", "clip"))]
     source = f"measured in {folder}" + (f"; {', '.join(left)}: {rates.source}" if left else "")
-    return replace(rates, **found | {"source": source, "start": 0.0})
+    return replace(rates, **{"start": 0.0} | found, source=source)
 
 
 class _Measured:
@@ -105,6 +106,7 @@ class _Measured:
         for kind in ("policy", "world model", "reward"):
             names = {f"train {name}" for name, rate in STEPS.items() if rate == STEPS[kind]}
             yield from self._per_unit(STEPS[kind], names)
+        yield from self._start()
         yield from self._per_unit("clip", {"score", "calibration"})
         yield from self._episodes()
         yield from self._imagination()
@@ -112,9 +114,14 @@ class _Measured:
             yield from self._bytes(name, store)
 
     def _of(self, names: set[str]) -> tuple[float, int]:
-        """Seconds and units of all bars of these kinds."""
-        mine = [e for e in self.ends if _kind(e["stage"]) in names]
-        return sum(e["seconds"] for e in mine), sum(e.get("new", e["done"]) for e in mine)
+        """Seconds of work, without starts, and units of all bars of these kinds."""
+        mine = [_worked(e) for e in self.ends if _kind(e["stage"]) in names]
+        return sum((seconds for seconds, _, _ in mine), 0.0), sum(units for _, units, _ in mine)
+
+    def _start(self) -> Iterator[tuple[str, float]]:
+        starts = [start for _, _, start in map(_worked, self.ends) if start is not None]
+        if starts:
+            yield "start", sum(starts) / len(starts)
 
     def _per_unit(self, rate: str, names: set[str]) -> Iterator[tuple[str, float]]:
         seconds, units = self._of(names)
@@ -144,7 +151,8 @@ class _Measured:
         for name in {e["stage"] for e in self.ends if _kind(e["stage"]) == "imagine"}:
             found = self.stages.result(name) or {}
             if found.get("net_frames"):
-                work += found["seconds"] * sum(found["workers"].values())
+                busy = sum(found.get(part, 0.0) for part in ("policy_s", "world_model_s", "host_s"))
+                work += busy or found["seconds"] * sum(found["workers"].values())
                 chunks += found["net_frames"] / NEW_FRAMES
                 most += found["trajectories"] * self.settings["imagination"]["max_chunks"]
         if chunks and most:
@@ -157,6 +165,15 @@ class _Measured:
         _, units = self._of(bars)
         if units:
             yield name, bytes_below(self.folder / "stores" / store) / units
+
+
+def _worked(end: dict[str, Any]) -> tuple[float, int, float | None]:
+    """Seconds of work, units, and seconds until the work began; None: too few units to tell."""
+    units, first = end.get("new", end["done"]), end.get("first")
+    if first is None or units - first[0] < FEW:
+        return end["seconds"], units, None
+    one = (end["seconds"] - first[1]) / (units - first[0])
+    return one * units, units, max(0.0, first[1] - one * first[0])
 
 
 def _kind(stage: str) -> str:
