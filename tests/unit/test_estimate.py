@@ -87,6 +87,12 @@ def test_every_stage_by_hand():
     assert costs["1 collect"].amount.disk_bytes == 6 * 3 * 100 * picture  # 300 ticks are 20 s
 
 
+def test_workers_of_the_slowest_task_count():
+    both = {"book": TaskOverrides(workers=3), "draw": TaskOverrides(workers=2)}
+    costs = {c.stage: c for c in estimate(config(task=both), ["book", "draw"], ROUND)}
+    assert costs["1 imagine"].amount.seconds == 15 * 10 * 2 + 10  # draw: 30 by 2 workers
+
+
 def test_the_baseline_imagines_nothing_and_recordings_are_not_played():
     names = [
         c.stage
