@@ -82,6 +82,7 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         OSError: the folder cannot be written, or its disk is full.
         StoppedError: a process or a node that it needs is gone or silent.
     """
+    config = sizes.packed(config)
     if config.job == "serve":
         serve(config)
         return
