@@ -162,7 +162,9 @@ def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
             last, moved = step, time.monotonic()
             bar.at(step, loss=loss)
         if time.monotonic() - moved > stall_timeout_s:
+            at = "before the first" if last == NO_STEP else f"after step {last}"
             raise StoppedError(
-                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {last}). "
-                "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
+                f"{bar.name}: no training step for {stall_timeout_s:g} s, {at}. Look at the "
+                "learner's log in the Ray dashboard; the same command continues at the last "
+                "checkpoint; raise cluster.stall_timeout_s where steps are just slow"
             )

@@ -1,7 +1,6 @@
 """A run that is stopped, killed and continued ends as the run that nobody disturbed, bit by bit."""
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,18 +20,6 @@ STOPPED = "stopped; the same command continues where it stopped"
 def count(run: Path, store: str) -> int:
     folder = run / "stores" / store
     return len(ReplayStore.open(folder).ids()) if folder.exists() else 0
-
-
-def kill(job, *classes: str) -> None:
-    """``kill -9`` of every process of these classes, all at once, as soon as each has one."""
-
-    def found() -> dict[int, str]:
-        titles = job.living().items()
-        return {number: c for number, title in titles for c in classes if f"ray::{c}" in title}
-
-    job.when(lambda: set(found().values()) == set(classes))
-    for number in found():
-        os.kill(number, signal.SIGKILL)
 
 
 @dataclass
@@ -73,11 +60,11 @@ class Disturbance:
     def while_it_collects(self) -> None:
         job = self.job("robot.count=1")
         job.when(lambda: self.begun("demonstrations"))
-        kill(job, "ReplayService")
+        job.strike("ReplayService")
         job.when(lambda: self.begun("evaluate base"))
-        kill(job, "PolicyServer")
+        job.strike("PolicyServer")
         job.when(lambda: self.begun("1 collect") and self.count("real") >= 1)
-        kill(job, "RobotProcess", "ReplayService")
+        job.strike("RobotProcess", "ReplayService")
         before = self.count("real")
         job.when(lambda: self.count("real") > before)
         self.stop(job)
@@ -86,9 +73,9 @@ class Disturbance:
     def while_it_imagines(self) -> None:
         job = self.job("imagination.slots=1")
         job.when(lambda: self.begun("1 train world model"))
-        kill(job, "RayTrainWorker")
+        job.strike("RayTrainWorker")
         job.when(lambda: self.begun("1 imagine") and self.count("imagined") >= 1)
-        kill(job, "ImaginationProcess")
+        job.strike("ImaginationProcess")
         before = self.count("imagined")
         job.when(lambda: self.count("imagined") > before)
         self.kill_driver(job)
@@ -97,10 +84,10 @@ class Disturbance:
     def while_it_trains(self) -> None:
         job = self.job("each_task.workers=2", "imagination.slots=3")
         job.when(lambda: self.begun("1 score"))
-        kill(job, "ScorerProcess")
-        for process in ("RayTrainWorker", "TrainController"):
+        job.strike("ScorerProcess")
+        for processes in (("RayTrainWorker", "StepBoard"), ("TrainController",)):
             self.wait_for_steps(job)
-            kill(job, process)
+            job.strike(*processes)
         self.wait_for_steps(job)
         self.stop(job)
         assert 6 <= self.steps() < 60
