@@ -28,7 +28,7 @@ from tests.integration.conftest import Job  # noqa: E402
 
 STORES = ("demos", "real", "evaluation", "imagined")
 SETTINGS = [
-    "task=book", "method.iterations=1", "robot.height=24", "robot.width=40",
+    "task=book", "method.iterations=1",
     "world_model.train.steps=30", "reward.train.steps=30", "policy.train.steps=60",
     *(f"{m}.train.{s}" for m in ("policy", "world_model", "reward")
       for s in ("batch=4", "warmup=1", "checkpoint_every=5")),
