@@ -83,6 +83,8 @@ def up(actor: Any, name: str, timeout_s: float) -> Any:
             "Bring back the node that has what it needs, then run the same command; raise "
             "cluster.start_timeout_s where it only starts slowly"
         ) from error
+    except RayActorError:
+        pass  # it died while it started: its first call tells, and ``spread`` replaces it
     return actor
 
 
@@ -170,13 +172,15 @@ def in_plain_words() -> Iterator[None]:
         yield
     except LOSSES as error:
         raise StoppedError(
-            f"{who_died(error)} and did not come back. What is stored is kept; the same command "
-            "continues"
+            f"{who_died(error)}, and it did not come back. What is stored is kept; the same "
+            "command continues"
         ) from error
 
 
 def who_died(error: Exception) -> str:
-    """Which process, as far as Ray's message tells."""
+    """Which process, as far as Ray's message tells, and of what if it never ran."""
+    if "creation task" in str(error):
+        return f"a process could not start: {str(error).strip().splitlines()[-1]}"
     found = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(error), re.MULTILINE))
     if "pid" not in found:
         return f"a process died or its result was lost ({type(error).__name__})"

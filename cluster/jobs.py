@@ -170,7 +170,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     path = folder / "run.json"
     try:
         if path.exists() and (folder / "stores").exists():
-            _same_settings(folder, read_json(path)["settings"], settings)
+            _same_settings(folder, _settings_of(path), settings)
         else:
             write_json(path, {"settings": settings, "job": config.job})
         if not os.access(folder, os.W_OK):
@@ -180,6 +180,13 @@ def claim(folder: Path, config: RunConfig) -> None:
             f"out={config.out}: cannot write there ({error.strerror or error}). Give out=<folder> "
             "that can be written; what the folder holds is untouched"
         ) from error
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict) or "settings" not in found:
+        raise ValueError(f"{path} is damaged (no settings); delete it and run the same command")
+    return found["settings"]
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from cluster.checkpoints import base_folder
 from cluster.collecting import collect, demonstrations
 from cluster.context import Context
-from cluster.handles import answer, end, spread, start, up
+from cluster.handles import Stall, answer, end, spread, start, up
 from configs.world_model import WorldModelConfig
 from contracts.constants import NO_VERSION
 from contracts.types import LatentFormat
@@ -26,6 +26,7 @@ from replay.store import ReplayStore
 from services.progress import Bar
 
 Extracted = dict[str, dict[str, Any]]
+ADVICE = "look at the encoders' logs in the Ray dashboard"
 
 
 class EncoderProcess:
@@ -140,17 +141,17 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
         return up(start(EncoderProcess, *arguments, **asked), "encoder", cluster.start_timeout_s)
 
     encoders = [start(EncoderProcess, *arguments, **asked) for _ in range(count)]
+    stores = {name: run.store_folder(name) for name, ids in wanted.items() if ids}
+    total = sum(len(wanted[name]) for name in stores)
     writer: Any = None
     try:
-        latents: LatentFormat = answer(encoders[0].format.remote(), cluster.start_timeout_s)
-        stores = {name: run.store_folder(name) for name, ids in wanted.items() if ids}
-        dtype = config.world_model.ctrl_world.latents_dtype
-        restarts = {"max_restarts": -1, "max_task_retries": -1}  # it adds nothing twice
-        writer = start(LatentWriter, stores, latents, dtype, num_cpus=0, **restarts)
-        missing = {n: answer(writer.missing.remote(n, wanted[n])) for n in stores}
-        total = sum(len(wanted[name]) for name in stores)
-        left = [(store, name) for store, ids in missing.items() for name in ids]
         with run.reporter.stage("latents", total, "episodes") as bar:
+            latents = _format(encoders, hire, run.stall(bar, ADVICE))
+            dtype = config.world_model.ctrl_world.latents_dtype
+            restarts = {"max_restarts": -1, "max_task_retries": -1}  # it adds nothing twice
+            writer = start(LatentWriter, stores, latents, dtype, num_cpus=0, **restarts)
+            missing = {n: answer(writer.missing.remote(n, wanted[n])) for n in stores}
+            left = [(store, name) for store, ids in missing.items() for name in ids]
             bar.begin_with(total - len(left))
             _spread(encoders, hire, writer, run, left, bar)
     finally:
@@ -159,6 +160,14 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
         name: {"episodes": len(wanted[name]), "encoded": len(missing[name]), "key": latents.key}
         for name in stores
     }
+
+
+def _format(encoders: list[Any], hire: Callable[[], Any], stall: Stall) -> LatentFormat:
+    """What the encoders make; asking loads the model, so whoever dies of it is replaced."""
+    found: list[LatentFormat] = []
+    ask = lambda encoder, _: encoder.format.remote()  # noqa: E731
+    spread(encoders, ["format"], ask, lambda _, made: found.append(made), stall, hire)
+    return found[0]
 
 
 def _spread(
@@ -178,7 +187,7 @@ def _spread(
         # Latents travel encoder -> writer through the object store, never through the driver.
         return writer.add.remote(store, name, moments)
 
-    stall = run.stall(bar, "look at the encoders' logs", latent_writer=writer)
+    stall = run.stall(bar, ADVICE, latent_writer=writer)
     spread(encoders, work, begin, lambda _piece, _new: bar.advance(), stall, hire)
 
 

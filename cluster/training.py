@@ -167,7 +167,9 @@ def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
             bar.at(step, loss=loss)
             moved = time.monotonic()
         if time.monotonic() - moved > stall_timeout_s:
+            at = f"after step {bar.done}" if bar.done else "before the first"
             raise StoppedError(
-                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {bar.done}). "
-                "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
+                f"{bar.name}: no training step for {stall_timeout_s:g} s, {at}. Look at the "
+                "learner's log in the Ray dashboard; the same command continues at the last "
+                "checkpoint; raise cluster.stall_timeout_s where steps are just slow"
             )

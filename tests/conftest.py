@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -48,6 +50,18 @@ def _fetch_openpi_client():
     return ""
 
 
+@cache
+def _can_mount():
+    with TemporaryDirectory() as folder:
+        tried = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+        if not shutil.which("mount"):
+            return False
+        if subprocess.run(tried, capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
 def _missing():
     """Marker -> why its tests cannot run here."""
     missing = {"gpu": "needs a CUDA device; ask with -m gpu", "robot": "moves hardware"}
@@ -57,6 +71,8 @@ def _missing():
     for marker, name in (("hf_processor", "HF_PROCESSOR_PYTHON"), ("lerobot", "LEROBOT_PYTHON")):
         if not Path(os.environ[name]).exists():
             missing[marker] = f"{name}={os.environ[name]} is not there"
+    if not _can_mount():
+        missing["tmpfs"] = "only root may mount a small file system"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         missing["browser"] = "no Chromium found"
     if not all(map(shutil.which, ("prometheus", "promtool"))):

@@ -76,6 +76,17 @@ class Job:
                 continue
         return found
 
+    def strike(self, *classes: str) -> None:
+        """``kill -9`` of every process of these classes, all at once, as soon as each has one."""
+
+        def found() -> dict[int, str]:
+            titles = self.living().items()
+            return {number: c for number, title in titles for c in classes if f"ray::{c}" in title}
+
+        self.when(lambda: set(found().values()) == set(classes))
+        for number in found():
+            os.kill(number, signal.SIGKILL)
+
     def vanish(self, seconds: float = 60.0) -> dict[int, str]:
         """What is left of the run after it had time to end."""
         until = time.monotonic() + seconds

@@ -67,7 +67,10 @@ def command(model, recordings):
 
 def test_every_episode_is_encoded_once(start, events, command, model, tmp_path):
     job = start(tmp_path / "run", *(word.replace(" ", "") for word in command))
+    job.strike("EncoderProcess")
     assert job.end() == 0, job.output
+    (lost,) = events(job.folder, "lost")
+    assert lost["message"].startswith("EncoderProcess, process ")
     store = ReplayStore.open(job.folder / "stores" / "real")
     assert sorted(store.ids()) == ["recorded-train-0000", "recorded-train-0006"]
     cache = LatentCache.open(store.folder, model[1].latent_format())

@@ -1,6 +1,9 @@
 """Two Ray Train workers fine-tune pi0.5, whole or sharded, to the same published weights."""
 
+import os
+import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from cluster.training import OnStep, fit
 from configs.policy import Pi05Config, PolicyConfig
 from configs.run import ClusterConfig, RunConfig, TaskOverrides
 from configs.training import TrainConfig
+from contracts.errors import StoppedError
 from contracts.types import Label, Provenance
 from envs.fake import counting_trajectory
 from learners.policy import PolicySources, train_policy
@@ -54,6 +58,12 @@ def refuses(on_step: OnStep) -> dict[str, Any]:
     raise ValueError("no clip has an instruction")
 
 
+def hangs(on_step: OnStep) -> dict[str, Any]:
+    on_step(1, 0.5)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return {}
+
+
 def test_workers_that_share_a_model_equal_workers_that_each_hold_one(tmp_path):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     store = ReplayStore.create_or_open(tmp_path / "store")
@@ -77,6 +87,12 @@ def test_workers_that_share_a_model_equal_workers_that_each_hold_one(tmp_path):
             reporter.stage("refused", 3, "steps") as bar,
         ):
             fit(refuses, "refused", tmp_path / "refused", cluster, bar)
+        impatient = replace(cluster, learner_workers=1, stall_timeout_s=8)
+        with (
+            pytest.raises(StoppedError, match=r"^hung: no training step for 8 s, "),
+            reporter.stage("hung", 3, "steps") as bar,
+        ):
+            fit(hangs, "hung", tmp_path / "hung", impatient, bar)
     assert found["fsdp"]["processes"] == found["ddp"]["processes"] == 2
     assert found["fsdp"]["losses"] == pytest.approx(found["ddp"]["losses"], rel=2e-5)
     whole, shared = (

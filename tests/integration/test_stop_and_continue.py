@@ -1,9 +1,11 @@
 """A run that is stopped, killed and continued ends as the run that nobody disturbed, bit by bit."""
 
 import json
-import os
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,54 +22,101 @@ def count(run: Path, store: str) -> int:
     return len(ReplayStore.open(folder).ids()) if folder.exists() else 0
 
 
-@pytest.fixture(scope="module")
-def disturbed(start, loop, events, tmp_path_factory):
-    """Stopped by Ctrl-C while it collects, imagines and trains, then killed, and continued at once.
+@dataclass
+class Disturbance:
+    """One run in ``folder``, begun and ended again and again by jobs with these ``arguments``."""
 
-    It imagines one at a time until a worker is killed and the run stopped, then with two
-    workers of three slots: none of it may show in what comes out.
-    """
-    folder = tmp_path_factory.mktemp("disturbed") / "run"
+    folder: Path
+    arguments: list[str]
+    start: Callable[..., Any]
+    events: Callable[..., list[dict[str, Any]]]
 
-    def begun(stage: str) -> bool:
-        return stage in {event["stage"] for event in events(folder, "begin")}
+    def job(self, *more: str) -> Any:
+        return self.start(self.folder, *self.arguments, *more)
 
-    def stop(job) -> None:
+    def begun(self, stage: str) -> bool:
+        return stage in {event["stage"] for event in self.events(self.folder, "begin")}
+
+    def count(self, store: str) -> int:
+        return count(self.folder, store)
+
+    def steps(self) -> int:
+        """Of the policy's training, as far as it could be continued."""
+        state = self.folder / "training" / "1 train policy" / "state"
+        return max((int(path.name[5:]) for path in state.glob("step-*")), default=0)
+
+    def stop(self, job: Any) -> None:
         job.interrupt()
         assert job.end() == 1, job.output
         assert job.output.splitlines()[-1] == STOPPED
         assert "Traceback" not in job.output
         assert job.vanish() == {}
 
-    job = start(folder, *loop, "robot.count=1")
-    job.when(lambda: begun("1 collect") and count(folder, "real") >= 1)
-    stop(job)
-    assert 1 <= count(folder, "real") < 6
+    def kill_driver(self, job: Any) -> None:
+        """As if the machine ran out of memory: nobody says goodbye to Ray."""
+        job.process.kill()
+        assert job.end() == -signal.SIGKILL
 
-    job = start(folder, *loop, "imagination.slots=1")
-    job.when(lambda: begun("1 imagine") and count(folder, "imagined") >= 1)
-    workers = [n for n, line in job.living().items() if "ImaginationProcess" in line]
-    assert len(workers) == 1
-    os.kill(workers[0], signal.SIGKILL)
-    before = count(folder, "imagined")
-    job.when(lambda: count(folder, "imagined") > before)
-    stop(job)
-    assert before < count(folder, "imagined") < 24
+    def while_it_collects(self) -> None:
+        job = self.job("robot.count=1")
+        job.when(lambda: self.begun("demonstrations"))
+        job.strike("ReplayService")
+        job.when(lambda: self.begun("evaluate base"))
+        job.strike("PolicyServer")
+        job.when(lambda: self.begun("1 collect") and self.count("real") >= 1)
+        job.strike("RobotProcess", "ReplayService")
+        before = self.count("real")
+        job.when(lambda: self.count("real") > before)
+        self.stop(job)
+        assert before < self.count("real") < 6
 
-    state = folder / "training" / "1 train policy" / "state"
-    job = start(folder, *loop, "each_task.workers=2", "imagination.slots=3")
-    job.when(lambda: bool(list(state.glob("step-*"))))
-    stop(job)
-    assert 2 <= max(int(path.name[5:]) for path in state.glob("step-*")) < 60
+    def while_it_imagines(self) -> None:
+        job = self.job("imagination.slots=1")
+        job.when(lambda: self.begun("1 train world model"))
+        job.strike("RayTrainWorker")
+        job.when(lambda: self.begun("1 imagine") and self.count("imagined") >= 1)
+        job.strike("ImaginationProcess")
+        before = self.count("imagined")
+        job.when(lambda: self.count("imagined") > before)
+        self.kill_driver(job)
+        assert before < self.count("imagined") < 24
 
-    job = start(folder, *loop)
-    job.when(lambda: begun("train control"))
-    job.process.kill()  # as if the machine ran out of memory: nobody says goodbye to Ray
-    assert job.end() == -signal.SIGKILL
+    def while_it_trains(self) -> None:
+        job = self.job("each_task.workers=2", "imagination.slots=3")
+        job.when(lambda: self.begun("1 score"))
+        job.strike("ScorerProcess")
+        self.wait_for_steps(job)
+        job.strike("RayTrainWorker", "StepBoard")
+        self.wait_for_steps(job)
+        job.strike("TrainController")  # its worker may take another step before it ends, too
+        job.when(lambda: "1 train policy" in {e["stage"] for e in self.events(self.folder, "lost")})
+        self.wait_for_steps(job)
+        self.stop(job)
+        assert 6 <= self.steps() < 60
+        job = self.job()
+        job.when(lambda: self.begun("train control"))
+        self.kill_driver(job)
 
-    job = start(folder, *loop)
+    def wait_for_steps(self, job: Any) -> None:
+        before = self.steps()
+        job.when(lambda: self.steps() > before)
+
+
+@pytest.fixture(scope="module")
+def disturbed(start, loop, events, tmp_path_factory):
+    """The folder of a run of which every kind of process was killed, and that was stopped or lost
+    its driver while it collected, imagined and trained, and was continued at once.
+
+    It imagines one at a time until a worker is killed and the run stopped, then with two
+    workers of three slots: none of it may show in what comes out.
+    """
+    run = Disturbance(tmp_path_factory.mktemp("disturbed") / "run", loop, start, events)
+    run.while_it_collects()
+    run.while_it_imagines()
+    run.while_it_trains()
+    job = run.job()
     assert job.end() == 0, job.output
-    return folder
+    return run.folder
 
 
 @pytest.mark.parametrize("name", ["demos", "real", "evaluation", "imagined"])
@@ -98,6 +147,14 @@ def test_every_checkpoint_is_the_same(disturbed, undisturbed):
     )
     assert len(ours) == 5
     assert ours == theirs
+
+
+def test_every_loss_of_a_robot_or_a_training_was_told(disturbed, events):
+    told = [(event["stage"], event["message"]) for event in events(disturbed, "lost")]
+    robots = [stage for stage, message in told if message.startswith("RobotProcess, process ")]
+    controllers = [s for s, message in told if message.startswith("TrainController, process ")]
+    assert robots == ["1 collect"]
+    assert controllers == ["1 train policy"]
 
 
 def test_no_stage_that_was_done_began_again(disturbed, events):

@@ -35,6 +35,15 @@ def test_one_flipped_byte_is_noticed_and_the_folder_named(tmp_path, weights):
         folder.open("reward", 1)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"kind": "pol', b"\xff\xfe", b"{}", b"[]"])
+def test_a_torn_manifest_says_what_to_delete(tmp_path, weights, content):
+    folder = CheckpointFolder(tmp_path / "c")
+    folder.publish("reward", 1, weights, {})
+    (tmp_path / "c/reward/v0001/checkpoint.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"v0001 is damaged: its checkpoint.json is torn. Delete"):
+        folder.open("reward", 1)
+
+
 def test_a_renamed_file_is_another_checkpoint(weights):
     before = checksum(weights)
     (weights / "config.json").rename(weights / "setup.json")

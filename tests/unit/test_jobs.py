@@ -31,6 +31,17 @@ def test_a_setting_that_older_code_did_not_know_counts_as_its_default(config, tm
         claim(tmp_path, config)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"settings": {"seed', b'{"job": "loop"}'])
+def test_a_torn_run_json_is_named_and_may_be_deleted(config, tmp_path, content):
+    begun(tmp_path, asdict(config))
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run.json is damaged .*; delete it and run the same"):
+        claim(tmp_path, config)
+    (tmp_path / "run.json").unlink()
+    claim(tmp_path, config)
+    claim(tmp_path, config)
+
+
 def test_a_task_more_is_another_run(config, tmp_path):
     begun(tmp_path, asdict(config))
     config.task["draw"] = TaskOverrides()

@@ -7,7 +7,7 @@ from rich.console import Console
 from contracts import metrics
 from contracts.metrics import NoMeter
 from services import progress
-from services.progress import Reporter, describe
+from services.progress import Reporter, describe, read_events
 
 
 def reporter(folder, terminal=False, meter=None, sinks=()):
@@ -106,6 +106,33 @@ def test_a_stage_that_raises_is_reported_as_failed(tmp_path):
     with report, pytest.raises(RuntimeError), report.stage("score", 2):
         raise RuntimeError
     assert events(tmp_path)[-1]["outcome"] == "failed"
+
+
+def test_a_torn_last_line_costs_itself_alone(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "a"}\n{"event": "b", "stag')
+    assert [event["event"] for event in read_events(tmp_path)] == ["a"]  # while another one writes
+    report, _ = reporter(tmp_path)
+    with report:
+        report.event("c")
+    assert [event["event"] for event in read_events(tmp_path)] == ["a", "c"]
+    assert [event["event"] for event in events(tmp_path)] == ["a", "c"]
+
+
+def test_no_events_are_no_error(tmp_path):
+    assert read_events(tmp_path) == []
+    report, _ = reporter(tmp_path)
+    report.__exit__(None, None, None)
+    assert read_events(tmp_path) == []
+
+
+def test_a_loss_is_told_and_kept(tmp_path):
+    report, out = reporter(tmp_path)
+    with report, report.stage("1 collect", 3, "episodes") as bar:
+        bar.lost("Robot, process 7 on 10.0.0.1, died")
+    assert "  1 collect: Robot, process 7 on 10.0.0.1, died" in out.getvalue()
+    (lost,) = [event for event in events(tmp_path) if event["event"] == "lost"]
+    assert (lost["stage"], lost["message"]) == ("1 collect", "Robot, process 7 on 10.0.0.1, died")
 
 
 def test_numbers_are_short():

@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from contracts.types import Provenance, Trajectory
+from contracts.types import Provenance, Trajectory, Verdict
 from replay.frames import FrameCache
 from replay.images import ImageCoding
 from replay.schema import EPISODES
 from replay.store import ReplayStore, StoreOptions
+
+TABLES = ("episodes", "frames")
 
 
 @pytest.fixture
@@ -30,11 +32,12 @@ def folder(tmp_path) -> Path:
             "done",
         )
         store.add(trajectory, None)
+    store.add_verdicts([Verdict("a", 0.5, 1.0, 0)])
     store.close()
     return tmp_path
 
 
-@pytest.mark.parametrize("table", ["episodes", "frames"])
+@pytest.mark.parametrize("table", ["episodes", "frames", "verdicts"])
 @pytest.mark.parametrize("keep", [0, 1, 100])
 def test_a_truncated_file_is_named_at_open(folder, table, keep):
     victim = max((folder / f"{table}.lance" / "data").iterdir())
@@ -59,8 +62,30 @@ def test_a_torn_manifest_is_named(folder, keep):
     newest = min((folder / "episodes.lance" / "_versions").glob("*.manifest"))
     with newest.open("r+b") as file:
         file.truncate(keep)
-    with pytest.raises(ValueError, match=f"{newest} cannot be read"):
+    with pytest.raises(ValueError, match=f"{newest} cannot be read.* If the power went, delete"):
         ReplayStore.open(folder)
+    newest.unlink()  # as it says: one commit is lost, and what it held can be added again
+    store = ReplayStore.create_or_open(folder)
+    assert store.ids() == ["a"]
+    assert store._frames.num_rows == 2
+    assert (store.frames("a", [1]) == ord("a")).all()
+    store.close()
+
+
+def test_a_frames_manifest_that_the_power_tore_is_two_files_to_delete(folder):
+    newest = {t: min((folder / f"{t}.lance" / "_versions").glob("*.manifest")) for t in TABLES}
+    newest["frames"].write_bytes(b"")
+    with pytest.raises(ValueError, match="If the power went, delete that file"):
+        ReplayStore.create_or_open(folder)
+    newest["frames"].unlink()
+    with pytest.raises(
+        ValueError, match=r"delete the newest file .* in .*episodes.lance/_versions"
+    ):
+        ReplayStore.create_or_open(folder)
+    newest["episodes"].unlink()
+    store = ReplayStore.create_or_open(folder)
+    assert store.ids() == ["a"]
+    store.close()
 
 
 def test_frames_older_than_the_episodes_are_refused(folder):

@@ -35,6 +35,10 @@ def test_a_damaged_manifest_is_named(tmp_path):
         Stages(tmp_path).result("train")
     with pytest.raises(ValueError, match="damaged"):
         read_json(tmp_path / "train.json")
+    for content in (b"", b"\x00\x00", b"\xff\xfe\xfd"):  # what a power cut leaves
+        (tmp_path / "train.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"train.json is damaged.*delete it and run the same"):
+            Stages(tmp_path).result("train")
 
 
 def test_the_fingerprint_ignores_the_order_of_keys_only():
