@@ -142,8 +142,8 @@ class Lab:
         )
         ask = ["timeout", "30", sys.executable, "-c", program]
         asked = self.inside("head", *ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        lines = asked.communicate()[0].splitlines()
-        return set(json.loads(lines[-1])) if lines else set()
+        lines = [line for line in asked.communicate()[0].splitlines() if line.startswith('["')]
+        return set(json.loads(lines[0])) if lines else set()
 
     def watch(self) -> None:
         """Note which of Ray's processes are on which machine, until the end."""
