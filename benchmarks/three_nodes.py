@@ -1,8 +1,9 @@
 """Head, GPU node and robot host as three network namespaces of this machine, and a cut cable.
 
-Runs the small loop across them as a submitted job with a token, tells which process ran where, cuts
-the robot's link during an episode, reports how the run ends, mends the link and submits again. At
-the end, a node that does not mount the run's folder.
+Runs the small loop across them as a submitted job with a token, cuts the robot's link during an
+episode until the run gives up, mends it, submits again, cuts it for a moment only, and tells what
+the runs said, what is stored and which process ran where. At last the GPU node no longer mounts the
+run's folder.
 
 Run as root: python benchmarks/three_nodes.py [--keep-defaults]
 Needs iproute2; a quarter of an hour on two cores. Addresses and traffic stay inside
@@ -105,8 +106,10 @@ class Lab:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "PYTHONUNBUFFERED": "1",
+            "RAY_raylet_start_wait_time_s": "120",  # a busy machine
         } | tuning
         self.where: dict[str, set[str]] = {}
+        self.first: dict[str, str] = {}  # what a shell does on a machine before Ray starts there
 
     def inside(self, node: str, *command: str, **options: object) -> subprocess.Popen[str]:
         """A process on a machine, with the machine's name as its host name."""
@@ -116,21 +119,30 @@ class Lab:
             entered, env=self.environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL, **options
         )
 
-    def power(self, node: str, *flags: str, before: str = "") -> None:
-        """Switch a machine on. ``before`` is done on it first, by a shell."""
+    def reboot_without(self, node: str, folder: Path) -> None:
+        """Start a machine again, which then has an empty folder where the others share one."""
+        self.first[node] = f"mount -t tmpfs tmpfs {folder}"  # in its own mount namespace
+        for pid in self.network.processes(node):
+            if "raylet" in _line(pid).split("\0")[0]:
+                os.kill(pid, signal.SIGKILL)
+        wait(lambda: node not in self.alive(), f"{node} to be missed")
+
+    def power(self, node: str, *flags: str) -> None:
+        """Switch a machine on."""
         role = "worker" if node == "gpu" else node
         address = [] if node == "head" else [ADDRESSES["head"]]
         own = [f"--node-ip-address={ADDRESSES[node]}", "--object-store-memory=100000000"]
         if node == "head":
             own.append(f"--temp-dir={self.folder / 'ray'}")
-        script = f'{before}\nexec sh {ROOT / "cluster/deploy/node.sh"} "$@"'
-        command = ["sh", "-c", script, "sh", role, *address, *own, *flags]
+        command = [role, *address, *own, *flags]
         threading.Thread(target=self._keep_up, args=(node, command), daemon=True).start()
 
     def _keep_up(self, node: str, command: list[str]) -> None:
         while not self.closing.is_set():
+            before = self.first.get(node, ":")
+            script = f'{before} && exec sh {ROOT / "cluster/deploy/node.sh"} "$@"'
             with (self.folder / f"{node}.log").open("a") as log:
-                self.inside(node, *command, stdout=log, stderr=log).wait()
+                self.inside(node, "sh", "-c", script, "sh", *command, stdout=log, stderr=log).wait()
             self.closing.wait(3)
 
     def alive(self) -> set[str]:
@@ -200,33 +212,52 @@ def scenario(lab: Lab, network: Network) -> None:
     print("three nodes:", ", ".join(f"{n} {a}" for n, a in ADDRESSES.items()), flush=True)
     threading.Thread(target=lab.watch, daemon=True).start()
 
-    job = lab.submit("first", *SMALL, f"out={run}")
-    wait(lambda: len(stored(run)) >= 2 or job.poll() is not None, "two real episodes")
-    time.sleep(0.3)  # in the next one
-    network.cable("robot", "down")
-    before = stored(run)
-    print(f"cable out with {len(before)} real episodes stored", flush=True)
+    short = "cluster.start_timeout_s=40"  # how long the run waits for a robot's return
+    job = lab.submit("first", *SMALL, short, f"out={run}")
+    before = _cut(lab, network, job, run, 2)
     seconds = wait(lambda: job.poll() is not None, "the end of the run")
     print(f"the run ended {seconds:.0f} s later, status {job.returncode}; it said:")
     print(lab.output("first"), flush=True)
-    after = stored(run)
-    print(f"stored now: {len(after)}; all earlier ones there: {set(before) <= set(after)}")
+    print(f"stored now: {len(stored(run))}; earlier ones there: {before <= set(stored(run))}")
     left = [n for n in network.processes("gpu") if "ray::PolicyServer" in _line(n)]
     print(f"policy servers left on gpu: {len(left)}", flush=True)
 
     network.cable("robot", "up")
     back = wait(lambda: lab.alive() == set(ADDRESSES), "the robot's return")
-    print(f"cable in; the robot was back after {back:.0f} s", flush=True)
+    print(f"cable in; the robot was back after {back:.0f} s; the same command again", flush=True)
     again = lab.submit("second", *SMALL, f"out={run}")
+    before = _cut(lab, network, again, run, len(before) + 2)
+    wait(lambda: "robot" not in lab.alive(), "the cluster to notice")
+    network.cable("robot", "up")
+    print("cable in as soon as the cluster missed the robot; the run goes on meanwhile", flush=True)
     seconds = wait(lambda: again.poll() is not None, "the end of the second run")
-    print(f"the same command ended after {seconds:.0f} s, status {again.returncode}:")
+    print(f"it ended after {seconds:.0f} s, status {again.returncode}; it said:")
     print(lab.output("second"), flush=True)
-    kept = set(before) <= set(stored(run))
-    print(f"real episodes: {len(stored(run))}; those before the cut kept: {kept}")
+    print(f"real episodes: {len(stored(run))}; earlier ones there: {before <= set(stored(run))}")
     print("which process ran where:")
     for process, nodes in sorted(lab.where.items()):
         print(f"  {process:<24} {', '.join(sorted(nodes))}")
     sys.stdout.flush()
+
+    lab.reboot_without("gpu", run)
+    wait(lambda: lab.alive() == set(ADDRESSES), "the GPU node's return")
+    third = lab.submit("third", *SMALL, f"out={run}")
+    wait(lambda: third.poll() is not None, "the end of the third run")
+    print(f"with a GPU node that does not mount {run}: status {third.returncode}; it said:")
+    print(lab.output("third"), flush=True)
+
+
+def _cut(
+    lab: Lab, network: Network, job: subprocess.Popen[str], run: Path, episodes: int
+) -> set[str]:
+    """Pull the robot's cable in the middle of an episode; returns what is stored by then."""
+    wait(lambda: len(stored(run)) >= episodes or job.poll() is not None, "real episodes")
+    if job.poll() is not None:
+        sys.exit(f"error: the run ended before the cable was pulled:\n{lab.output('first')}")
+    time.sleep(0.3)  # in the next one
+    network.cable("robot", "down")
+    print(f"cable out with {len(stored(run))} real episodes stored", flush=True)
+    return set(stored(run))
 
 
 def _line(pid: int) -> str:
