@@ -1,17 +1,29 @@
-"""The policy acts inside the world model: a batch of slots, refilled from a work queue."""
+"""The policy acts inside the world model: groups of slots, refilled from a work queue."""
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float
 
-from contracts.constants import CONTROL_HZ, NEW_FRAMES, TICKS_PER_CHUNK, TICKS_PER_FRAME
+from actors.dream import Dream, frame_poses
+from contracts.constants import NEW_FRAMES, TICKS_PER_CHUNK
+from contracts.metrics import (
+    NET_FRAMES,
+    POLICY_INFER_SECONDS,
+    TRAJECTORIES,
+    WM_STEP_SECONDS,
+    WM_STEPS,
+    Meter,
+    NoMeter,
+)
 from contracts.protocols import Policy, PoseAdapter, TrajectoryWriter, WorkQueue, WorldModel
 from contracts.seeds import fold
-from contracts.types import ActionChunk, Observation, Provenance, RobotState, Trajectory, WorkItem
+from contracts.types import ActionChunk, WorkItem
 
 ADAPTER_TICKS = (
     15  # Ctrl-World's adapter is an MLP over 15 velocities; later ones are never executed
@@ -28,15 +40,22 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ImaginationSettings:
-    """``slots`` trajectories advance together, each for ``max_chunks`` decisions (paper: 20)."""
+    """``slots`` trajectories advance in ``groups`` that take turns with the models, each for
+    ``max_chunks`` decisions (paper: 20)."""
 
     slots: int = 16
     max_chunks: int = 20
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("slots", self.slots), ("max_chunks", self.max_chunks)):
-            if value < 1:
+        for name in ("slots", "max_chunks", "groups"):
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"imagination.{name}={value} must be at least 1")
+
+    def group_slots(self) -> list[int]:
+        """Slots of each group; never an empty group."""
+        groups = min(self.groups, self.slots)
+        return [self.slots // groups + (k < self.slots % groups) for k in range(groups)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,72 +70,61 @@ class Models:
 
 @dataclass
 class ImaginationStats:
-    """Work done so far. ``frames`` are net: the current frame of each chunk is not counted."""
+    """Work done so far. ``frames`` are net: the current frame of each chunk is not counted.
+
+    Seconds are summed over the groups, so they add up to ``groups`` times the clock's.
+    """
 
     trajectories: int = 0
     chunks: int = 0
     frames: int = 0
     policy_s: float = 0.0
     world_model_s: float = 0.0
-    host_s: float = 0.0  # everything else: adapter, kinematics, queue and store
+    host_s: float = 0.0  # adapter, kinematics, queue
+    wait_s: float = 0.0  # for a model that another group uses, or for the store
 
     @property
     def seconds(self) -> float:
-        return self.policy_s + self.world_model_s + self.host_s
+        return self.policy_s + self.world_model_s + self.host_s + self.wait_s
 
 
-@dataclass
-class _Dream:
-    """One trajectory under way; row k of ``actions`` was taken from row k of the states."""
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One call of ``run``: under which name, from which queue and into which store."""
 
-    item: WorkItem
-    memory: Any  # the world model's slot
-    frames: list[UInt8[np.ndarray, "frames 3 height width 3"]]
-    joints: list[Float32[np.ndarray, "rows 7"]]
-    gripper: list[Float32[np.ndarray, " rows"]]
-    cartesian: list[Float32[np.ndarray, "rows 6"]]
-    actions: list[Float32[np.ndarray, "ticks 8"]] = field(default_factory=list)
-    policy_version: int = 0
-
-    @property
-    def chunks(self) -> int:
-        return len(self.actions)
-
-    def joint_motion(self) -> Float32[np.ndarray, " 7"]:
-        """Way [rad] of the last tick. A start state is an arm at rest: an episode's first frame."""
-        rows = self.joints[-1]
-        return rows[-1] - rows[-2] if len(rows) > 1 else np.zeros_like(rows[-1])
-
-    def observation(self) -> Observation:
-        """The last imagined moment, as the policy would see it on the robot."""
-        state = RobotState(
-            joint_position=self.joints[-1][-1],
-            joint_velocity=np.zeros(7, np.float32),
-            cartesian_position=self.cartesian[-1][-1],
-            gripper_position=float(self.gripper[-1][-1]),
-            time_s=self.chunks * TICKS_PER_CHUNK / CONTROL_HZ,
-        )
-        return Observation(self.frames[-1][-1], state, self.item.start.instruction)
+    worker: str
+    queue: WorkQueue
+    sink: TrajectoryWriter
+    should_stop: Callable[[], bool]
 
 
 class ImaginationWorker:
     """Imagines work items until the queue has no more. Holds nothing that a restart would lose.
 
-    A trajectory is stored first and acknowledged second, so a crash between the two repeats work
-    and never loses it. All randomness comes from the item's seed and the index of the chunk.
+    While one group is in the world model, the others decide and move arms, and a thread of its own
+    stores what has ended: the world model waits for nobody. A trajectory is stored first and
+    acknowledged second, so a crash between the two repeats work and never loses it. All randomness
+    comes from the item's seed and the index of the chunk.
     """
 
     def __init__(
-        self, models: Models, settings: ImaginationSettings, clock: Clock = time.perf_counter
+        self,
+        models: Models,
+        settings: ImaginationSettings,
+        clock: Clock = time.perf_counter,
+        meter: Meter | None = None,
     ) -> None:
-        self._models = models
-        self._settings = settings
-        self._clock = clock
+        self.models = models
+        self.settings = settings
+        self.clock = clock
+        self.meter = meter or NoMeter()
         self.stats = ImaginationStats()
+        self.turns = {"policy_s": threading.Lock(), "world_model_s": threading.Lock()}
+        self._mutex = threading.Lock()
 
     def run(
         self,
-        name: str,
+        worker: str,
         queue: WorkQueue,
         sink: TrajectoryWriter,
         should_stop: Callable[[], bool] = never,
@@ -130,40 +138,108 @@ class ImaginationWorker:
         Raises:
             ValueError: the policy plans fewer than 12 ticks.
         """
-        dreams: list[_Dream] = []
-        while not should_stop():
-            begin, timed = self._clock(), self.stats.policy_s + self.stats.world_model_s
-            free = self._settings.slots - len(dreams)
-            if free:
-                dreams += [self._start(item) for item in queue.take(name, free)]
-            if not dreams:
-                break
-            self._advance(dreams)
-            finished = [d for d in dreams if d.chunks == self._settings.max_chunks]
-            for dream in finished:
-                sink.add(self._trajectory(dream), None)
-                queue.done(name, dream.item.trajectory_id)
-            dreams = [d for d in dreams if d.chunks < self._settings.max_chunks]
-            self.stats.trajectories += len(finished)
-            elsewhere = self.stats.policy_s + self.stats.world_model_s - timed
-            self.stats.host_s += self._clock() - begin - elsewhere
+        shift = Shift(worker, queue, sink, should_stop)
+        broken = threading.Event()  # a group that fails ends the others, too
+        slots = self.settings.group_slots()
+        with ThreadPoolExecutor(1) as keeper, ThreadPoolExecutor(len(slots)) as threads:
+            groups = [_Group(self, shift, count, keeper, broken) for count in slots]
+            ended = [threads.submit(group.work) for group in groups]
+            for future in ended:
+                future.result()
         return self.stats
 
-    def _start(self, item: WorkItem) -> _Dream:
-        start, began = item.start, self._clock()
-        memory = self._models.world_model.begin(start, item.seed)
-        self.stats.world_model_s += self._clock() - began
-        joints = start.joint_position[None].astype(np.float32)
-        return _Dream(
+    def count(self, **amounts: float | int) -> None:
+        """Add to the stats; any thread may."""
+        with self._mutex:
+            for name, amount in amounts.items():
+                setattr(self.stats, name, getattr(self.stats, name) + amount)
+
+
+class _Group:
+    """Some slots of a worker, advancing together in a thread of their own."""
+
+    def __init__(
+        self,
+        owner: ImaginationWorker,
+        shift: Shift,
+        slots: int,
+        keeper: ThreadPoolExecutor,
+        broken: threading.Event,
+    ) -> None:
+        self._owner, self._shift, self._slots = owner, shift, slots
+        self._models, self._clock, self._meter = owner.models, owner.clock, owner.meter
+        self._keeper, self._broken = keeper, broken
+        self._dreams: list[Dream] = []
+        self._storing: dict[str, Future[None]] = {}
+        self._accounted = 0.0  # seconds of this round that are no host work
+
+    def work(self) -> None:
+        try:
+            while not (self._broken.is_set() or self._shift.should_stop()):
+                began, self._accounted = self._clock(), 0.0
+                more = self._round()
+                host = self._clock() - began - self._accounted
+                self._owner.count(host_s=host)
+                if not more:
+                    break
+            self._stored(wait_for=0)
+        except BaseException:  # whatever it was: the other groups must not go on for hours
+            self._broken.set()
+            raise
+
+    def _round(self) -> bool:
+        """One chunk of every slot. False when there is nothing to do."""
+        self._refill()
+        if not self._dreams:
+            return False
+        self._advance(self._dreams)
+        longest = self._owner.settings.max_chunks
+        for dream in self._dreams:
+            if dream.chunks == longest:
+                self._storing[dream.id] = self._keeper.submit(self._keep, dream)
+        self._dreams = [dream for dream in self._dreams if dream.chunks < longest]
+        self._stored(wait_for=self._slots)
+        return True
+
+    def _refill(self) -> None:
+        shift = self._shift
+        if free := self._slots - len(self._dreams):
+            self._dreams += [self._start(item) for item in shift.queue.take(shift.worker, free)]
+        held = [*(dream.id for dream in self._dreams), *self._storing]
+        if held:
+            shift.queue.heartbeat(shift.worker, held)
+
+    def _stored(self, wait_for: int) -> None:
+        """Raise what the store raised; wait while more than ``wait_for`` trajectories are to be
+        stored, so that a slow store does not fill the memory."""
+        for name, future in list(self._storing.items()):
+            if future.done() or len(self._storing) > wait_for:
+                with self._waiting():
+                    future.result()
+                del self._storing[name]
+
+    def _keep(self, dream: Dream) -> None:
+        shift, task = self._shift, dream.item.start.task
+        fresh = shift.sink.add(dream.trajectory(self._models.world_model.version), None)
+        shift.queue.done(shift.worker, dream.id)
+        self._owner.count(trajectories=1)
+        outcome = "stored" if fresh else "repeated"
+        self._meter.count(TRAJECTORIES, task=task, worker=shift.worker, outcome=outcome)
+
+    def _start(self, item: WorkItem) -> Dream:
+        with self._turn("world_model_s"):
+            memory = self._models.world_model.begin(item.start, item.seed)
+        joints = item.start.joint_position[None].astype(np.float32)
+        return Dream(
             item,
             memory,
-            frames=[start.frame[None]],
+            frames=[item.start.frame[None]],
             joints=[joints],
-            gripper=[np.asarray([start.gripper_position], np.float32)],
+            gripper=[np.asarray([item.start.gripper_position], np.float32)],
             cartesian=[self._poses(joints)],
         )
 
-    def _advance(self, dreams: Sequence[_Dream]) -> None:
+    def _advance(self, dreams: Sequence[Dream]) -> None:
         """One chunk of every slot: decide, move the arm, imagine what the cameras see."""
         plans = self._decide(dreams)
         actions = np.stack([plan.actions for plan in plans])
@@ -175,7 +251,7 @@ class ImaginationWorker:
         )
         joints, gripper = joints[:, :TICKS_PER_CHUNK], gripper[:, :TICKS_PER_CHUNK]
         cartesian = self._poses(joints)
-        frames = self._imagine(dreams, _frame_poses(dreams, cartesian, gripper))
+        frames = self._imagine(dreams, frame_poses(dreams, cartesian, gripper))
         for row, (dream, plan) in enumerate(zip(dreams, plans, strict=True)):
             dream.policy_version = plan.version
             dream.actions.append(actions[row, :TICKS_PER_CHUNK])
@@ -183,16 +259,13 @@ class ImaginationWorker:
             dream.gripper.append(gripper[row])
             dream.cartesian.append(cartesian[row])
             dream.frames.append(frames[row])
-        self.stats.chunks += len(dreams)
-        self.stats.frames += NEW_FRAMES * len(dreams)
 
-    def _decide(self, dreams: Sequence[_Dream]) -> list[ActionChunk]:
-        began = self._clock()
-        plans = self._models.policy.act(
-            [dream.observation() for dream in dreams],
-            [fold(dream.item.seed, dream.chunks) for dream in dreams],
-        )
-        self.stats.policy_s += self._clock() - began
+    def _decide(self, dreams: Sequence[Dream]) -> list[ActionChunk]:
+        seen = [dream.observation() for dream in dreams]
+        seeds = [fold(dream.item.seed, dream.chunks) for dream in dreams]
+        with self._turn("policy_s") as spent:
+            plans = self._models.policy.act(seen, seeds)
+        self._meter.observe(POLICY_INFER_SECONDS, spent[0])
         if len(plans[0].actions) < TICKS_PER_CHUNK:
             raise ValueError(
                 f"the policy plans {len(plans[0].actions)} ticks, imagination executes "
@@ -200,45 +273,37 @@ class ImaginationWorker:
             )
         return plans
 
-    def _imagine(self, dreams: Sequence[_Dream], poses: np.ndarray) -> np.ndarray:
-        began = self._clock()
-        frames = self._models.world_model.imagine([dream.memory for dream in dreams], poses)
-        self.stats.world_model_s += self._clock() - began
+    def _imagine(self, dreams: Sequence[Dream], poses: np.ndarray) -> np.ndarray:
+        with self._turn("world_model_s") as spent:
+            frames = self._models.world_model.imagine([dream.memory for dream in dreams], poses)
+        new = NEW_FRAMES * len(dreams)
+        self._owner.count(chunks=len(dreams), frames=new)
+        task = dreams[0].item.start.task  # a queue holds the work of one task
+        self._meter.observe(WM_STEP_SECONDS, spent[0])
+        self._meter.count(WM_STEPS, task=task)
+        self._meter.count(NET_FRAMES, float(new), task=task)
         return frames
 
     def _poses(self, joints: np.ndarray) -> np.ndarray:
         return np.asarray(self._models.kinematics(joints), np.float32)
 
-    def _trajectory(self, dream: _Dream) -> Trajectory:
-        item, start = dream.item, dream.item.start
-        provenance = Provenance(
-            trajectory_id=item.trajectory_id,
-            origin="imagined",
-            task=start.task,
-            iteration=item.iteration,
-            seed=item.seed,
-            policy_version=dream.policy_version,
-            world_model_version=self._models.world_model.version,
-            parent=start.parent,
-            parent_frame=start.parent_frame,
-        )
-        return Trajectory(
-            provenance=provenance,
-            instruction=start.instruction,
-            actions=np.concatenate(dream.actions),
-            joint_position=np.concatenate(dream.joints),
-            gripper_position=np.concatenate(dream.gripper),
-            cartesian_position=np.concatenate(dream.cartesian),
-            frames=np.concatenate(dream.frames),
-            ending="timeout",
-        )
+    @contextmanager
+    def _turn(self, part: str) -> Iterator[list[float]]:
+        """A model for this group alone; what it spent there is in the list after the block."""
+        spent: list[float] = []
+        came = self._clock()
+        with self._owner.turns[part]:
+            began = self._clock()
+            yield spent
+            ended = self._clock()
+        spent.append(ended - began)
+        self._accounted += ended - came
+        self._owner.count(wait_s=began - came, **{part: ended - began})
 
-
-def _frame_poses(
-    dreams: Sequence[_Dream], cartesian: np.ndarray, gripper: np.ndarray
-) -> Float32[np.ndarray, "slot 5 7"]:
-    """Pose and gripper now and after ticks 3, 6, 9 and 12 of the chunk."""
-    now = np.stack([np.append(d.cartesian[-1][-1], d.gripper[-1][-1]) for d in dreams])
-    ticks = slice(TICKS_PER_FRAME - 1, TICKS_PER_CHUNK, TICKS_PER_FRAME)
-    after = np.concatenate([cartesian[:, ticks], gripper[:, ticks, None]], axis=2)
-    return np.concatenate([now[:, None], after], axis=1).astype(np.float32)
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        came = self._clock()
+        yield
+        waited = self._clock() - came
+        self._accounted += waited
+        self._owner.count(wait_s=waited)

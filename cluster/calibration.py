@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.scoring import in_flight, scorer
+from cluster.scoring import scorer
 from contracts.constants import NO_VERSION
 from contracts.types import Label, Score
 from learners.selection import held_out
@@ -69,17 +69,15 @@ def _judges(run: Context, version: int) -> Iterator[_Judge]:
 
 def _scores(run: Context, judge: _Judge, names: list[str], bar: Bar) -> list[Score]:
     """In the order of ``names``. A scoring error ends the stage: it is no answer."""
-    found: list[Score] = []
-    step = in_flight(run)
-    with scorer(run, judge.version) as score_all:
-        for first in range(0, len(names), step):
-            part = names[first : first + step]
-            for outcome in score_all([("real", name) for name in part]):
+    found: dict[str, Score] = {}
+    with scorer(run, judge.version) as process:
+        for some in process.all([("real", name) for name in names]):
+            for (_, name), outcome in some:
                 if isinstance(outcome, BaseException):
                     raise outcome
-                found.append(outcome)
-            bar.advance(len(part))
-    return found
+                found[name] = outcome
+            bar.advance(len(some))
+    return [found[name] for name in names]
 
 
 def job(run: Context) -> None:

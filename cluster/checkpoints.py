@@ -10,6 +10,10 @@ from services.stages import read_json, write_json
 
 Kind = Literal["policy", "world_model", "reward"]
 MANIFEST = "checkpoint.json"
+WAY_OUT = (
+    "Delete the folder and the manifest of the stage that made it, in stages/, then run the same "
+    "command"
+)
 BASE = Path(__file__).parents[1] / "models" / "embedded" / "base"
 
 
@@ -55,13 +59,15 @@ def verified(folder: Path) -> Checkpoint:
     """Open a published checkpoint, or raise ValueError naming the folder and the way out."""
     if not (folder / MANIFEST).exists():
         raise ValueError(f"{folder} holds no {MANIFEST}: it is not a published checkpoint")
-    facts = read_json(folder / MANIFEST)
-    found = checksum(folder)
-    if found != facts["checksum"]:
+    try:
+        facts, found = read_json(folder / MANIFEST), checksum(folder)
+        published = facts["checksum"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is damaged: its {MANIFEST} is torn. {WAY_OUT}") from error
+    if found != published:
         raise ValueError(
-            f"{folder} is damaged: its checksum is {found[:12]}, published as "
-            f"{facts['checksum'][:12]}. Delete the folder and the manifest of the stage that made "
-            "it, then run the same command"
+            f"{folder} is damaged: its checksum is {found[:12]}, published as {published[:12]}. "
+            f"{WAY_OUT}"
         )
     return Checkpoint(facts["kind"], str(folder), facts["version"], facts["checksum"])
 

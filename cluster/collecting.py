@@ -5,7 +5,7 @@ from typing import Any
 
 from actors.rollout import EpisodeRequest
 from cluster.context import Context
-from cluster.handles import RemotePolicy, Stall, answer, end, spread, start
+from cluster.handles import RemotePolicy, answer, end, spread, start, up
 from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotProcess
 from configs.run import RunConfig
 from contracts.seeds import fold
@@ -58,13 +58,8 @@ def _script(
     missing = [request for request in wanted if request.trajectory_id not in done]
     with run.reporter.stage(name, len(wanted), "episodes") as bar:
         bar.at(len(wanted) - len(missing))
-        count = run.config.robot.count if missing else 0
-        config = run.config
-        robots = [_on_robot(config, DemonstrationProcess, config.robot) for _ in range(count)]
-        try:
-            _spread(robots, missing, run, store, bar)
-        finally:
-            end(*robots)
+        if missing:
+            _on_robots(run, (DemonstrationProcess, run.config.robot), missing, store, bar)
     return _outcomes(run, store, [request.trajectory_id for request in wanted])
 
 
@@ -188,32 +183,44 @@ def _play(
         max_restarts=-1,
         max_task_retries=3,
     )
-    handle = RemotePolicy(server, answer(server.version.remote(), cluster.start_timeout_s))
-    robots = [_on_robot(config, RobotProcess, config, handle) for _ in range(config.robot.count)]
     try:
-        _spread(robots, list(requests), run, store, bar)
+        up(server, "policy server", cluster.start_timeout_s)
+        handle = RemotePolicy(server, answer(server.version.remote()))
+        robot = (RobotProcess, config, handle)
+        _on_robots(run, robot, requests, store, bar, policy_server=server)
     finally:
-        end(*robots, server)
+        end(server)
 
 
-def _on_robot(config: RunConfig, process: type, *arguments: Any) -> Any:
-    """A process on a robot's host. It is never started again by itself when it dies: a repeated
-    call would be a repeated motion."""
-    resources = {config.robot.resource: 1}
-    cpus = config.cluster.worker_cpus
-    return start(process, *arguments, num_cpus=cpus, resources=resources, max_restarts=0)
+def _on_robots(
+    run: Context, robot: tuple[Any, ...], work: Sequence[Any], store: str, bar: Bar, **services: Any
+) -> None:
+    """Give each robot its next episode as soon as its last one is stored. ``robot`` is the class of
+    its process and what it is made from.
 
+    Only a simulated robot that died is replaced, and its episode played again with its seed. A
+    process that drives an arm is never started again by itself: that would be an unasked motion.
+    """
+    config, cluster = run.config, run.config.cluster
+    asked = {"num_cpus": cluster.worker_cpus, "resources": {config.robot.resource: 1}}
 
-def _spread(robots: list[Any], work: list[Any], run: Context, store: str, bar: Bar) -> None:
-    """Give each robot its next episode as soon as its last one is stored."""
+    def hire() -> Any:
+        return up(start(*robot, **asked, max_restarts=0), "robot", cluster.start_timeout_s)
 
     def begin(robot: Any, item: Any) -> Any:
         trajectory, label = robot.collect.options(num_returns=2).remote(item)
         # The episode travels robot -> store through the object store, never through the driver.
         return run.replay.add.remote(store, trajectory, label)
 
-    stall = Stall(bar.name, run.config.cluster.stall_timeout_s, "look at the robot")
-    spread(robots, work, begin, lambda _item, _new: bar.advance(), stall)
+    simulated = config.robot.kind == "mujoco"
+    advice = "look at the robot's log in the Ray dashboard" if simulated else "look at the robot"
+    stall = run.stall(bar, advice, **services)
+    robots = [start(*robot, **asked, max_restarts=0) for _ in range(config.robot.count)]
+    try:
+        again = hire if simulated else None
+        spread(robots, work, begin, lambda _item, _new: bar.advance(), stall, again)
+    finally:
+        end(*robots)
 
 
 def _outcomes(run: Context, store: str, ids: list[str]) -> dict[str, Any]:

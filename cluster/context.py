@@ -1,14 +1,15 @@
 """What every stage of a run works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints import CheckpointFolder
-from cluster.handles import RemoteStore
+from cluster.handles import RemoteStore, Stall
 from configs.run import RunConfig
+from contracts.metrics import Meter, NoMeter
 from replay.store import ReplayStore
-from services.progress import Reporter
+from services.progress import Bar, Reporter
 from services.stages import Stages
 
 STORES = ("real", "demos", "imagined", "evaluation")
@@ -34,6 +35,7 @@ class Context:
     reporter: Reporter
     checkpoints: CheckpointFolder
     replay: Any  # the ReplayService actor, the only writer of the stores
+    meter: Meter = field(default_factory=NoMeter)  # of the driver
 
     def writer(self, store: str) -> RemoteStore:
         return RemoteStore(self.replay, store)
@@ -44,6 +46,20 @@ class Context:
 
     def store_folder(self, store: str) -> Path:
         return self.folder / "stores" / store
+
+    def stall(self, bar: Bar, advice: str, **services: Any) -> Stall:
+        """What the stage of ``bar`` puts up with; ``services`` it leans on beside the stores'."""
+        cluster, leans_on = self.config.cluster, {"replay service": self.replay}
+        for name, actor in services.items():
+            leans_on[name.replace("_", " ")] = actor
+        return Stall(
+            bar.name,
+            cluster.stall_timeout_s,
+            advice,
+            cluster.max_failures,
+            leans_on,
+            bar.lost,
+        )
 
     @property
     def frame_size(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from cluster import (
 from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
-from cluster.handles import answer, here, start
+from cluster.handles import answer, here, in_plain_words, start
 from cluster.placement import big_enough, describe, place, processes
 from cluster.serve import serve
 from cluster.session import is_joined, session
@@ -30,6 +30,7 @@ from cluster.setup import check_bases
 from cluster.vlaw import algorithm_1, evaluation_alone
 from cluster.world_model_export import export_world_model
 from configs.run import RunConfig, TaskOverrides
+from contracts.errors import room
 from services import sizes
 from services.estimate import estimate
 from services.progress import Reporter
@@ -70,7 +71,8 @@ def run_job(config: RunConfig, cwd: Path) -> None:
 
     Raises:
         ValueError: the config, the folder or the cluster cannot do it; nothing was lost.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or its disk is full.
+        StoppedError: a process or a node that it needs is gone or silent.
     """
     if config.job == "serve":
         serve(config)
@@ -222,8 +224,10 @@ def _print_plan(config: RunConfig, tasks: list[str]) -> None:
 def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Context]:
     """Start or join Ray, check that the run fits, start the replay service."""
     with ExitStack() as stack:
+        stack.enter_context(room(folder))
         reporter = stack.enter_context(Reporter(folder))
         reporter.event("start", job=config.job, tasks=tasks)
+        stack.enter_context(in_plain_words())
         stack.enter_context(session(config, tasks))
         reporter.event("plan", plan=_find_room(config, folder, tasks, reporter))
         stores = {name: str(folder / "stores" / name) for name in STORES}

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.checkpoints import MANIFEST, Kind, base_folder, checksum, verified
 from cluster.collecting import import_recordings, recordings
 from cluster.context import Context
-from cluster.handles import Stall, end, spread, start
+from cluster.handles import end, spread, start, up
 from cluster.replay_process import BASELINES, ReplayProcess, Tools, Variant
 from cluster.setup import publish_policy
 from configs.replay_eval import ReplayEvalConfig
@@ -220,18 +220,13 @@ def _work(
     firsts = range(0, len(missing), config.batch)
     batches = [list(missing[first : first + config.batch]) for first in firsts]
     count = min(config.workers, len(batches)) if process[0].kind == "model" else 1
-    workers = [
-        start(
-            ReplayProcess,
-            run.config,
-            *process,
-            num_cpus=cluster.worker_cpus,
-            num_gpus=cluster.worker_gpus,
-            max_restarts=cluster.max_failures,  # one that dies starts again and repeats its batch
-            max_task_retries=cluster.max_failures,
-        )
-        for _ in range(count)
-    ]
+    made_from = (ReplayProcess, run.config, *process)
+    asked = {"num_cpus": cluster.worker_cpus, "num_gpus": cluster.worker_gpus}
+
+    def hire() -> Any:
+        return up(start(*made_from, **asked), "replay process", cluster.start_timeout_s)
+
+    workers = [start(*made_from, **asked) for _ in range(count)]
 
     def done(items: list[ReplayItem], found: Sequence[Any]) -> None:
         for item, one in zip(items, found, strict=True):
@@ -239,9 +234,9 @@ def _work(
         bar.advance(len(items))
 
     advice = "look at the workers' logs, lower replay_eval.batch"
-    stall = Stall(bar.name, cluster.stall_timeout_s, advice)
+    stall = run.stall(bar, advice)
     try:
-        spread(workers, batches, lambda worker, items: worker.judge.remote(items), done, stall)
+        spread(workers, batches, lambda w, items: w.judge.remote(items), done, stall, hire)
     finally:
         end(*workers)
 

@@ -1,7 +1,7 @@
 """Encodes stored episodes once, before a world model trains on them: ``job=latents``, and a part
 of the loop where ``world_model.ctrl_world.cache_latents`` is set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from cluster.checkpoints import base_folder
 from cluster.collecting import collect, demonstrations
 from cluster.context import Context
-from cluster.handles import Stall, answer, end, spread, start
+from cluster.handles import answer, end, spread, start, up
 from configs.world_model import WorldModelConfig
 from contracts.constants import NO_VERSION
 from contracts.types import LatentFormat
@@ -133,30 +133,26 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
     """
     config, cluster = run.config, run.config.cluster
     arguments = (config.world_model, folder, run.frame_size)
-    count = max(1, sum(config.for_task(task).workers for task in run.tasks))
-    encoders = [
-        start(
-            EncoderProcess,
-            *arguments,
-            num_cpus=cluster.worker_cpus,
-            num_gpus=cluster.worker_gpus,
-            max_restarts=-1,  # one that dies starts again and its episode is encoded again
-            max_task_retries=-1,
-        )
-        for _ in range(count)
-    ]
+    count = max(1, sum(config.for_task(task).fewest_workers for task in run.tasks))
+    asked = {"num_cpus": cluster.worker_cpus, "num_gpus": cluster.worker_gpus}
+
+    def hire() -> Any:
+        return up(start(EncoderProcess, *arguments, **asked), "encoder", cluster.start_timeout_s)
+
+    encoders = [start(EncoderProcess, *arguments, **asked) for _ in range(count)]
     writer: Any = None
     try:
         latents: LatentFormat = answer(encoders[0].format.remote(), cluster.start_timeout_s)
         stores = {name: run.store_folder(name) for name, ids in wanted.items() if ids}
         dtype = config.world_model.ctrl_world.latents_dtype
-        writer = start(LatentWriter, stores, latents, dtype, num_cpus=0)
+        restarts = {"max_restarts": -1, "max_task_retries": -1}  # it adds nothing twice
+        writer = start(LatentWriter, stores, latents, dtype, num_cpus=0, **restarts)
         missing = {n: answer(writer.missing.remote(n, wanted[n])) for n in stores}
         total = sum(len(wanted[name]) for name in stores)
         left = [(store, name) for store, ids in missing.items() for name in ids]
         with run.reporter.stage("latents", total, "episodes") as bar:
             bar.at(total - len(left))
-            _spread(encoders, writer, run, left, bar)
+            _spread(encoders, hire, writer, run, left, bar)
     finally:
         end(*encoders, *([writer] if writer else []))
     return {
@@ -166,7 +162,12 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
 
 
 def _spread(
-    encoders: list[Any], writer: Any, run: Context, work: list[tuple[str, str]], bar: Bar
+    encoders: list[Any],
+    hire: Callable[[], Any],
+    writer: Any,
+    run: Context,
+    work: list[tuple[str, str]],
+    bar: Bar,
 ) -> None:
     """Give each encoder its next episode as soon as its last one is stored."""
     recorded = _recorded(run.config.world_model)
@@ -177,8 +178,8 @@ def _spread(
         # Latents travel encoder -> writer through the object store, never through the driver.
         return writer.add.remote(store, name, moments)
 
-    stall = Stall(bar.name, run.config.cluster.stall_timeout_s, "look at the encoders' logs")
-    spread(encoders, work, begin, lambda _piece, _new: bar.advance(), stall)
+    stall = run.stall(bar, "look at the encoders' logs", latent_writer=writer)
+    spread(encoders, work, begin, lambda _piece, _new: bar.advance(), stall, hire)
 
 
 def _recorded(config: WorldModelConfig) -> dict[str, Path]:

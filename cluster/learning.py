@@ -1,6 +1,7 @@
 """Stages that train the world model, the reward model and the policy, and measure them."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -195,13 +196,20 @@ def outcomes(run: Context) -> tuple[int, int]:
 
 
 def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float]]:
-    """D_syn+ of all iterations so far: P('yes') of every accepted trajectory, by task (Eq. 3)."""
+    """D_syn+ of all iterations so far: P('yes') of every accepted trajectory, by task (Eq. 3).
+
+    Of a task with ``accept``, the first that many of each iteration, in the order of the work:
+    which ones were imagined beyond them depends on how quick the workers were.
+    """
     store = run.reader("imagined")
     found: dict[str, dict[str, float]] = {task: {} for task in run.tasks}
-    for name, verdict in store.verdicts(reward_version).items():
-        task = store.provenance(name).task
-        if verdict.accepted(run.config.for_task(task).alpha):
-            found[task][name] = verdict.p_yes
+    taken: Counter[tuple[str, int]] = Counter()
+    for name, verdict in sorted(store.verdicts(reward_version).items()):
+        story = store.provenance(name)
+        numbers, of = run.config.for_task(story.task), (story.task, story.iteration)
+        if verdict.accepted(numbers.alpha) and not 0 < numbers.accept <= taken[of]:
+            found[story.task][name] = verdict.p_yes
+            taken[of] += 1
     return found
 
 

@@ -4,7 +4,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,16 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from cluster.handles import on_every_node
-from cluster.placement import Node, Placed, Process, ShortageError, hosts, place, processes
+from cluster.placement import (
+    Node,
+    Placed,
+    Process,
+    ShortageError,
+    hosts,
+    inventory,
+    place,
+    processes,
+)
 from configs.run import RunConfig
 
 POLL_S = 2.0
@@ -72,6 +81,34 @@ def placed_in_time(run: RunConfig, tasks: list[str], say: Callable[[str], None])
     finally:
         if asked:
             request_resources(bundles=[])  # from here on the processes themselves ask
+
+
+def room_for_workers(run: RunConfig, working: int) -> int:
+    """How many more imagination workers the cluster has room for, besides ``working`` ones.
+
+    As many as its nodes could hold, and no more than what other jobs leave free.
+    """
+    share = (run.cluster.worker_cpus, run.cluster.worker_gpus)
+    fit = sum(_fits((node.cpus, node.gpus), share) for node in nodes(run.robot.resource))
+    now: Mapping[str, float] = ray.available_resources()
+    free = _fits((now.get("CPU", 0.0), now.get("GPU", 0.0)), share)
+    return max(0, min(fit - working, free))
+
+
+def _fits(have: tuple[float, float], share: tuple[float, float]) -> int:
+    counts = [int(h / s + 1e-9) for h, s in zip(have, share, strict=True) if s]
+    return min(counts, default=10**6)
+
+
+def what_there_is(run: RunConfig) -> str:
+    """The cluster and what is free of it, for messages about processes that wait for a place."""
+    share = f"{run.cluster.worker_cpus:g} CPU and {run.cluster.worker_gpus:g} GPU"
+    now: Mapping[str, float] = ray.available_resources()
+    return (
+        f"A worker takes {share}; the cluster has {inventory(nodes(run.robot.resource))}, of which "
+        f"{now.get('CPU', 0.0):g} CPU and {now.get('GPU', 0.0):g} GPU are free. Add nodes, lower "
+        "task.<name>.workers (python -m cluster.scale), or raise cluster.start_timeout_s"
+    )
 
 
 def _bundles(plan: list[Process], stage: str) -> list[dict[str, float]]:

@@ -49,7 +49,7 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
     if run.job == "replay_eval":
         return [Process("replay", "replay", run.replay_eval.workers, c.worker_cpus, c.worker_gpus)]
     if run.job == "latents":
-        count = max(1, sum(run.for_task(task).workers for task in tasks))
+        count = max(1, sum(run.for_task(task).fewest_workers for task in tasks))
         return [Process("latents", "image encoder", count, c.worker_cpus, c.worker_gpus)]
     plan = []
     if run.robot.kind == "mujoco":
@@ -73,10 +73,9 @@ def _imagining(run: RunConfig, tasks: list[str]) -> list[Process]:
     if run.method.kind != "vlaw":
         return []
     c = run.cluster
+    share = (c.worker_cpus, c.worker_gpus)
     workers = [
-        Process(
-            "imagine", f"imagination {t}", run.for_task(t).workers, c.worker_cpus, c.worker_gpus
-        )
+        Process("imagine", f"imagination {t}", run.for_task(t).fewest_workers, *share)
         for t in tasks
     ]
     return [*workers, Process("imagine", "reward scorer", 1, c.scorer_cpus, c.scorer_gpus)]
@@ -128,6 +127,14 @@ def _take(process: Process, nodes: list[Node], free: list[list[float]]) -> str:
     raise ShortageError(_shortage(process, nodes), process.stage)
 
 
+def inventory(nodes: list[Node]) -> str:
+    """What each node has to give."""
+    each = (
+        ", ".join((f"{n.name}: {n.cpus:g} CPU", f"{n.gpus:g} GPU", *n.resources)) for n in nodes
+    )
+    return "; ".join(each) or "no nodes"
+
+
 def _shortage(process: Process, nodes: list[Node]) -> str:
     asks = f"{process.cpus:g} CPU, {process.gpus:g} GPU"
     hint = ""
@@ -135,12 +142,9 @@ def _shortage(process: Process, nodes: list[Node]) -> str:
         asks += f", the resource {process.resource!r}"
         flag = f"--resources='{{\"{process.resource}\": 1}}'"
         hint = f" Start the robot's node with `ray start {flag}`."
-    has = "; ".join(
-        ", ".join((f"{n.name}: {n.cpus:g} CPU", f"{n.gpus:g} GPU", *n.resources)) for n in nodes
-    )
     return (
         f"stage {process.stage!r} does not fit: no node has room for {process.count} x "
-        f"{process.name} ({asks} each). The cluster has {has or 'no nodes'}. Add nodes, or lower "
+        f"{process.name} ({asks} each). The cluster has {inventory(nodes)}. Add nodes, or lower "
         f"task.<name>.workers, robot.count or the cluster.* shares.{hint}"
     )
 

@@ -1,5 +1,6 @@
 """What runs inside each Ray process: the parts are built there, from the run's config."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import torch
 from actors.imagination import ImaginationSettings, ImaginationStats, ImaginationWorker, Models
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
 from cluster.handles import RemoteQueue
+from cluster.metrics import RayMeter
 from configs.reward import RewardConfig
 from configs.robot import RobotConfig
 from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RewardModel, RobotEnv, TrajectoryWriter
-from contracts.types import Checkpoint, Clip, Label, Score, Trajectory
+from contracts.types import Checkpoint, Clip, Label, Score, Trajectory, WorkItem
 from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 from models.build import (
@@ -24,6 +26,8 @@ from models.build import (
 )
 from models.device import on_gpu
 from models.kinematics import flange_pose
+from replay.store import ReplayStore
+from services.queue import TaskQueue
 from services.scoring import RewardScorer
 
 
@@ -66,35 +70,45 @@ class DemonstrationProcess:
         return trajectory, Label(name, success, "simulator")
 
 
+class QueueProcess(TaskQueue):
+    """The queue of one task. When it starts again it knows from the store what is done; its workers
+    tell it what they hold."""
+
+    def __init__(self, items: Sequence[WorkItem], lease_s: float, store: Path) -> None:
+        super().__init__(items, lease_s, finished=ReplayStore.open(store).ids())
+
+
+def dreamers(config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> Models:
+    """What an imagination worker imagines with, on the GPU if its process has one."""
+    folder, version = Path(world_model.uri), world_model.version
+    size = (config.robot.height, config.robot.width)
+    actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
+    return Models(
+        policy=on_gpu(actor),
+        world_model=on_gpu(load_world_model(config.world_model, folder, version, size)),
+        adapter=load_adapter(config.world_model, folder),
+        kinematics=flange_pose,
+    )
+
+
 class ImaginationProcess:
-    """Policy and world model on one GPU share, advancing their slots together."""
+    """Policy and world model on one GPU share. ``name`` is how its queue knows it."""
 
-    def __init__(self, config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ImaginationSettings,
+        build: Callable[[], Models],
+        queue: RemoteQueue,
+    ) -> None:
+        queue.hello(name)
+        self._name, self._queue = name, queue
         torch.set_num_threads(1)
-        folder = Path(world_model.uri)
-        frame_size = (config.robot.height, config.robot.width)
-        actor = load_acting_policy(config.policy, Path(policy.uri), policy.version)
-        dreamer = load_world_model(config.world_model, folder, world_model.version, frame_size)
-        self._worker = ImaginationWorker(
-            Models(
-                policy=on_gpu(actor),
-                world_model=on_gpu(dreamer),
-                adapter=load_adapter(config.world_model, folder),
-                kinematics=flange_pose,
-            ),
-            ImaginationSettings(config.imagination.slots, config.imagination.max_chunks),
-        )
+        self._worker = ImaginationWorker(build(), settings, meter=RayMeter())
 
-    def run(self, name: str, queue: RemoteQueue, sink: TrajectoryWriter) -> ImaginationStats:
-        """Work until the queue hands out no more. A restarted process is called again by Ray under
-        the same name, so what its predecessor held goes back first."""
-        queue.release(name)
-
-        def gone_on() -> bool:
-            queue.heartbeat(name)  # asked once per chunk, so a lease outlives any trajectory
-            return False
-
-        return self._worker.run(name, queue, sink, should_stop=gone_on)
+    def run(self, sink: TrajectoryWriter) -> ImaginationStats:
+        """Work until the queue hands out no more."""
+        return self._worker.run(self._name, self._queue, sink)
 
 
 class ScorerProcess:
@@ -106,7 +120,10 @@ class ScorerProcess:
     def __init__(self, config: RewardConfig, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(1)
         self._scorer = RewardScorer(
-            lambda: _reward_model(config, checkpoint), config.max_batch, config.max_wait_s
+            lambda: _reward_model(config, checkpoint),
+            config.max_batch,
+            config.max_wait_s,
+            RayMeter(),
         )
 
     async def score(self, clip: Clip) -> Score:

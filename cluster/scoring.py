@@ -1,9 +1,11 @@
 """The stage that gives every trajectory a verdict, and the process that scores clips."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from cluster.context import Context, Versions
@@ -16,21 +18,20 @@ from services.scoring import verdict
 
 Name = tuple[str, str]  # store, trajectory
 Outcome = Score | BaseException
-ScoreAll = Callable[[Sequence[Name]], list[Outcome]]
 
 
 def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
-    """Give all of D_real and this iteration's D_syn a verdict of the newest reward version."""
+    """Give what is left of D_real and this iteration's D_syn a verdict of the newest version.
+
+    Most of it was scored while it was imagined; here come errors and what a stop cut short.
+    """
     wanted = {
-        "imagined": [
-            i for i in run.reader("imagined").ids() if i.startswith(f"imagined-{iteration}-")
-        ],
+        "imagined": run.reader("imagined").ids(iteration=iteration),
         "real": run.reader("real").ids(),
     }
-    pending = []
-    for store, ids in wanted.items():
-        known = run.reader(store).verdicts(reward_version=versions.reward)
-        pending += [(store, i) for i in ids if i not in known or known[i].error]
+    pending = [
+        name for store, ids in wanted.items() for name in unscored(run, store, ids, versions.reward)
+    ]
     total = sum(len(ids) for ids in wanted.values())
     with run.reporter.stage(f"{iteration} score", total, "clips") as bar:
         bar.at(total - len(pending))
@@ -39,34 +40,81 @@ def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     return _histogram_counts(run, iteration, versions.reward)
 
 
+def unscored(run: Context, store: str, ids: Iterable[str], version: int) -> list[Name]:
+    """Those without a verdict of that reward model; an error is none."""
+    known = run.reader(store).verdicts(reward_version=version)
+    return [(store, i) for i in ids if i not in known or known[i].error]
+
+
+class Scorer:
+    """A reward model in a process of its own. Clips travel store -> scorer through Ray's object
+    store, at most ``in_flight`` at a time; whatever else waits are names."""
+
+    def __init__(self, run: Context, version: int) -> None:
+        """``NO_VERSION``: the release that ``reward.qwen.path`` names."""
+        config, cluster = run.config.reward, run.config.cluster
+        self._replay, self._frames = run.replay, config.num_frames
+        self._timeout_s, self._most = cluster.start_timeout_s, in_flight(run)
+        self._process = start(
+            ScorerProcess,
+            config,
+            None if version == NO_VERSION else run.checkpoints.open("reward", version),
+            num_cpus=cluster.scorer_cpus,
+            num_gpus=cluster.scorer_gpus,
+            max_restarts=-1,
+            max_task_retries=3,
+            max_concurrency=self._most,
+        )
+        self._waiting: deque[Name] = deque()
+        self._calls: dict[Any, Name] = {}
+
+    def want(self, names: Iterable[Name]) -> None:
+        """Score these in their turn; ``ended`` brings what came out."""
+        self._waiting.extend(names)
+
+    @property
+    def pending(self) -> int:
+        return len(self._waiting) + len(self._calls)
+
+    def ended(self, timeout_s: float = 0.0) -> list[tuple[Name, Outcome]]:
+        """What has ended since the last call; waits for one at most ``timeout_s``."""
+        while self._waiting and len(self._calls) < self._most:
+            store, name = self._waiting.popleft()
+            clip = self._replay.clip.remote(store, name, self._frames)
+            self._calls[self._process.score.remote(clip)] = (store, name)
+        calls = list(self._calls)
+        done, _ = ray.wait(calls, timeout=timeout_s, num_returns=1) if calls else ([], [])
+        if done:  # and whatever else is there by now
+            done, _ = ray.wait(calls, timeout=0, num_returns=len(calls))
+        return [(self._calls.pop(call), _outcome(call, self._timeout_s)) for call in done]
+
+    def all(self, names: Sequence[Name]) -> Iterator[list[tuple[Name, Outcome]]]:
+        """Score all of these, some at a time.
+
+        Raises:
+            RuntimeError: nothing came for ``cluster.start_timeout_s``.
+        """
+        self.want(names)
+        while self.pending:
+            some = self.ended(self._timeout_s)
+            if not some:
+                raise RuntimeError(
+                    f"the reward scorer gave no answer for {self._timeout_s:g} s. Look at its log "
+                    "in the Ray dashboard, or raise cluster.start_timeout_s"
+                )
+            yield some
+
+    def close(self) -> None:
+        end(self._process)
+
+
 @contextmanager
-def scorer(run: Context, version: int) -> Iterator[ScoreAll]:
-    """A reward model in a process of its own. Give it at most ``in_flight`` trajectories at once.
-
-    Clips travel store -> scorer through the object store. ``NO_VERSION``: the release that
-    ``reward.qwen.path`` names.
-    """
-    config, cluster = run.config.reward, run.config.cluster
-    process = start(
-        ScorerProcess,
-        config,
-        None if version == NO_VERSION else run.checkpoints.open("reward", version),
-        num_cpus=cluster.scorer_cpus,
-        num_gpus=cluster.scorer_gpus,
-        max_restarts=-1,
-        max_task_retries=3,
-        max_concurrency=in_flight(run),
-    )
-
-    def score_all(names: Sequence[Name]) -> list[Outcome]:
-        clips = [run.replay.clip.remote(store, name, config.num_frames) for store, name in names]
-        calls = [process.score.remote(clip) for clip in clips]
-        return [_outcome(call, cluster.start_timeout_s) for call in calls]
-
+def scorer(run: Context, version: int) -> Iterator[Scorer]:
+    process = Scorer(run, version)
     try:
-        yield score_all
+        yield process
     finally:
-        end(process)
+        process.close()
 
 
 def in_flight(run: Context) -> int:
@@ -75,17 +123,20 @@ def in_flight(run: Context) -> int:
 
 
 def _score(run: Context, version: int, pending: list[Name], bar: Bar) -> None:
-    """Verdicts of one part are committed together."""
-    step = in_flight(run)
-    with scorer(run, version) as score_all:
-        for first in range(0, len(pending), step):
-            part = pending[first : first + step]
-            verdicts: dict[str, list[Verdict]] = {}
-            for (store, name), found in zip(part, score_all(part), strict=True):
-                verdicts.setdefault(store, []).append(verdict(name, version, found))
-            for store, found in verdicts.items():
-                run.writer(store).add_verdicts(found)
-            bar.advance(len(part))
+    with scorer(run, version) as process:
+        for some in process.all(pending):
+            keep(run, version, some)
+            bar.advance(len(some))
+
+
+def keep(run: Context, version: int, scored: Iterable[tuple[Name, Outcome]]) -> list[Verdict]:
+    """Store verdicts, those of one store in one commit; returns them."""
+    found: dict[str, list[Verdict]] = {}
+    for (store, name), outcome in scored:
+        found.setdefault(store, []).append(verdict(name, version, outcome))
+    for store, verdicts in found.items():
+        run.writer(store).add_verdicts(verdicts)
+    return [one for verdicts in found.values() for one in verdicts]
 
 
 def _outcome(call: Any, timeout_s: float) -> Outcome:

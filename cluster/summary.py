@@ -1,6 +1,5 @@
 """Gathers everything a run has measured into its report, and prints the results table."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from contracts.constants import FRAME_HZ
 from contracts.statistics import wilson
 from replay.store import ReplayStore
 from services.calibration_tables import tables
+from services.progress import read_events
 from services.report import write_report
 from services.report_data import (
     Evaluation,
@@ -197,8 +197,7 @@ def _throughput(run: Context, i: int) -> Iterator[Throughput]:
 
 def _stage_times(run: Context) -> list[StageTime]:
     seconds: dict[str, float] = {}
-    for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+    for event in read_events(run.folder):
         if event["event"] == "end":  # a stage that was cut short and continued ends more than once
             seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + event["seconds"]
     return [StageTime(name, value) for name, value in seconds.items()]

@@ -12,33 +12,29 @@ from ray.train import FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from cluster.handles import answer, end, start
+from cluster.handles import LOSSES, answer, end, start, who_died
 from configs.run import ClusterConfig
+from contracts.errors import DiskFullError, StoppedError, room
 from learners.loop import DivergedError
 from services.progress import Bar
+from services.stages import read_json, write_json
 
 OnStep = Callable[[int, float], None]
+RESULT = "result.json"  # what the learner returned, written before Ray Train learns of its end
+NO_STEP = -1
 Learner = Callable[[OnStep], dict[str, Any]]  # trains, writes its folder, returns its numbers
 
 
 class StepBoard:
-    """Where a learner writes its newest step and its result; Ray Train keeps only what comes
-    with a checkpoint of its own, and our checkpoints have another layout."""
+    """Where a learner writes its newest step, for the bar. One that died comes back empty."""
 
     def __init__(self) -> None:
-        self._newest: tuple[int, float] = (0, float("nan"))
-        self._result: dict[str, Any] | None = None
+        self._newest: tuple[int, float] = (NO_STEP, float("nan"))
         self._refusal = ""
 
     def refuse(self, reason: str) -> None:
         """The learner cannot train on what it was given: another attempt would end the same."""
         self._refusal = reason
-
-    def finish(self, result: dict[str, Any]) -> None:
-        self._result = result
-
-    def result(self) -> dict[str, Any] | None:
-        return self._result
 
     def post(self, step: int, loss: float) -> None:
         self._newest = (step, loss)
@@ -74,13 +70,15 @@ def _loop(config: dict[str, Any]) -> None:
     if device.type == "cuda":  # all learners of a node see all of its GPUs
         torch.cuda.set_device(device)
     board = config["board"]
+    folder: Path = config["folder"]
     try:
-        result = config["learner"](board.post.remote)
-    except (ValueError, DivergedError) as error:
+        with room(folder):
+            result = config["learner"](board.post.remote)
+            if get_context().get_world_rank() == 0:
+                write_json(folder / RESULT, result)
+    except (ValueError, DivergedError, DiskFullError) as error:
         answer(board.refuse.remote(str(error)))
         raise
-    if get_context().get_world_rank() == 0:
-        answer(board.finish.remote(result))
 
 
 def fit(
@@ -88,20 +86,52 @@ def fit(
 ) -> dict[str, Any]:
     """Train to the end and return what the learner returned.
 
-    A worker that dies is started again and continues at its last checkpoint, at most
+    A worker that dies is started again by Ray Train's controller and continues at its last
+    checkpoint, and a controller that dies is started again here: each at most
     ``cluster.max_failures`` times.
 
     Raises:
-        ValueError: the learner cannot train on its data or settings; nothing was retried.
-        RuntimeError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
+        ValueError: the learner cannot train on its data or settings, or the disk is full; nothing
+            was retried.
+        StoppedError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
     """
-    board = start(StepBoard, num_cpus=0)
+    board = start(StepBoard, num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    settings = {"learner": learner, "board": board, "folder": folder.resolve()}
+    try:
+        error = _attempt(settings, name, cluster, bar)
+        for _ in range(cluster.max_failures):
+            if not isinstance(error, LOSSES):
+                break
+            bar.lost(f"{who_died(error)}; the training goes on at its last checkpoint")
+            error = _attempt(settings, name, cluster, bar)
+    finally:
+        end(board)
+    if error is not None:
+        raise StoppedError(
+            f"{bar.name}: the learner failed for good: {_last_line(error)}. Its log is in the Ray "
+            "dashboard and in logs/train of the Ray session's folder; the same command continues "
+            f"at the last checkpoint in {folder}"
+        ) from error
+    return read_json(folder / RESULT)
+
+
+def _attempt(
+    settings: dict[str, Any], name: str, cluster: ClusterConfig, bar: Bar
+) -> BaseException | None:
+    """Train until the controller ends, and return what ended it too early."""
+    running = _Fit(_trainer(settings, name, cluster))
+    running.start()
+    _watch(running, settings["board"], cluster.stall_timeout_s, bar)
+    return running.error
+
+
+def _trainer(settings: dict[str, Any], name: str, cluster: ClusterConfig) -> TorchTrainer:
     resources = {"CPU": cluster.learner_cpus}
     if cluster.learner_gpus:
         resources["GPU"] = cluster.learner_gpus
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _loop,
-        train_loop_config={"learner": learner, "board": board},
+        train_loop_config=settings,
         scaling_config=ScalingConfig(
             num_workers=cluster.learner_workers,
             use_gpu=cluster.learner_gpus > 0,
@@ -109,34 +139,30 @@ def fit(
         ),
         run_config=RayRunConfig(
             name=name,
-            storage_path=str(folder.resolve()),
+            storage_path=str(settings["folder"]),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    running = _Fit(trainer)
-    running.start()
-    _watch(running, board, cluster.stall_timeout_s, bar)
-    result: dict[str, Any] | None = answer(board.result.remote())
-    end(board)
-    if running.error is not None:
-        raise RuntimeError(f"learner {name!r} failed: {running.error}") from running.error
-    if result is None:
-        raise RuntimeError(f"learner {name!r} ended without a result; see {folder}")
-    return result
+
+
+def _last_line(error: BaseException) -> str:
+    """What a trace ends with tells what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
-    last, moved = -1, time.monotonic()
+    last, moved = NO_STEP, time.monotonic()
     while running.is_alive():
         running.join(timeout=0.3)
         step, loss, refusal = answer(board.newest.remote())
         if refusal:
             raise ValueError(f"{bar.name}: {refusal}")
-        if step != last:
+        if step not in (last, NO_STEP):
             last, moved = step, time.monotonic()
             bar.at(step, loss=loss)
         if time.monotonic() - moved > stall_timeout_s:
-            raise RuntimeError(
+            raise StoppedError(
                 f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {last}). "
                 "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
             )

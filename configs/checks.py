@@ -35,3 +35,10 @@ def inside(flag: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low < value < high."""
     if not low < value < high or math.isnan(value):
         raise ValueError(f"{flag}={value} must lie inside ({low:g}, {high:g})")
+
+
+def worker_count(flag: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is a positive whole number or ``auto``."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (whole and value >= 1):
+        raise ValueError(f"{flag}={value} must be a number of at least 1, or auto")

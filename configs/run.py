@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from configs.checks import at_least, has_base, inside, one_of
+from configs.checks import at_least, has_base, inside, one_of, worker_count
 from configs.export import ExportConfig
 from configs.policy import PolicyConfig
 from configs.remote import ServeConfig
@@ -38,18 +39,35 @@ class TaskConfig:
 
     rollouts: int = 50  # K: real episodes per iteration
     imagine: int = 500  # N: imagined trajectories per iteration
-    workers: int = 1  # imagination workers of this task
+    workers: int | str = 1  # imagination workers of this task; auto: as the cluster has room
     alpha: float = 0.8  # accept if P('yes') > alpha (Eq. 3)
+    accept: int = 0  # stop imagining when so many are accepted; 0: imagine all N
     min_success: int = 1  # smallest D_syn+ that may update the policy
     max_ticks: int = 0  # longest real episode in 15 Hz ticks; 0: the task's own default
 
     def __post_init__(self) -> None:
         at_least("each_task.rollouts", self.rollouts, 1)
         at_least("each_task.imagine", self.imagine, 1)
-        at_least("each_task.workers", self.workers, 1)
+        worker_count("each_task.workers", self.workers)
+        at_least("each_task.accept", self.accept, 0)
         at_least("each_task.min_success", self.min_success, 1)
         at_least("each_task.max_ticks", self.max_ticks, 0)
         inside("each_task.alpha", self.alpha, 0, 1)
+        if self.accept > self.imagine:
+            raise ValueError(
+                f"each_task.accept={self.accept} is more than the each_task.imagine="
+                f"{self.imagine} that are imagined at most"
+            )
+        if 0 < self.accept < self.min_success:
+            raise ValueError(
+                f"each_task.accept={self.accept} would always end below each_task.min_success="
+                f"{self.min_success}, and the task would never update the policy"
+            )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the task needs a place for."""
+        return self.workers if isinstance(self.workers, int) else 1
 
 
 @dataclass
@@ -58,8 +76,9 @@ class TaskOverrides:
 
     rollouts: int | None = None
     imagine: int | None = None
-    workers: int | None = None
+    workers: Any = None  # a number or auto; OmegaConf cannot merge an optional union in a dict
     alpha: float | None = None
+    accept: int | None = None
     min_success: int | None = None
     max_ticks: int | None = None
 
@@ -81,12 +100,14 @@ class MethodConfig:
 
 @dataclass
 class ImaginationConfig:
-    slots: int = 16  # trajectories that one worker advances together
+    slots: int = 16  # trajectories that one worker has under way
+    groups: int = 2  # they take turns: one in the world model, the others with policy and host
     max_chunks: int = 20  # longest imagined trajectory (paper: 20)
-    lease_s: float = 300.0  # a worker silent for this long loses its work to another
+    lease_s: float = 300.0  # a worker silent for this long is replaced, its work goes to another
 
     def __post_init__(self) -> None:
         at_least("imagination.slots", self.slots, 1)
+        at_least("imagination.groups", self.groups, 1)
         at_least("imagination.max_chunks", self.max_chunks, 1)
         at_least("imagination.lease_s", self.lease_s, 1)
 
@@ -125,6 +146,7 @@ class ClusterConfig:
     object_store_mb: int = 512
     worker_cpus: float = 0.5  # of one imagination worker, one robot
     worker_gpus: float = 0.0
+    pack_gpus: bool = False  # as many workers on a GPU as its memory holds, by job=sizes
     scorer_cpus: float = 0.5
     scorer_gpus: float = 0.0
     learner_workers: int = 1
@@ -253,7 +275,7 @@ class RunConfig:
         if not self.cluster.address and 0 < self.cluster.num_cpus < need:
             raise ValueError(
                 f"cluster.num_cpus={self.cluster.num_cpus} is too small: the widest stage needs "
-                f"{need:g} CPUs ({sum(self.for_task(name).workers for name in self.task)} "
+                f"{need:g} CPUs ({sum(self.for_task(name).fewest_workers for name in self.task)} "
                 f"imagination workers of cluster.worker_cpus={self.cluster.worker_cpus:g}). "
                 "Raise it, or lower task.<name>.workers"
             )
@@ -277,7 +299,7 @@ class RunConfig:
         ``tasks``: those of the recordings, where the config names none.
         """
         cluster = self.cluster
-        workers = sum(self.for_task(name).workers for name in (self.task or tasks))
+        workers = sum(self.for_task(name).fewest_workers for name in (self.task or tasks))
         collect = (self.robot.count + 1) * cluster.worker_cpus
         imagine = workers * cluster.worker_cpus + cluster.scorer_cpus
         learn = cluster.learner_workers * cluster.learner_cpus

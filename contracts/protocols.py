@@ -1,6 +1,6 @@
 """What one part may ask of another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -128,6 +128,10 @@ class WorkQueue(Protocol):
     """Hands out work under leases; what a dead worker held goes to another."""
 
     def take(self, worker: str, count: int) -> list[WorkItem]: ...
+
+    def heartbeat(self, worker: str, held: Collection[str]) -> None:
+        """``worker`` lives and works on the trajectories ``held``."""
+        ...
 
     def done(self, worker: str, trajectory_id: str) -> None: ...
 

@@ -261,7 +261,8 @@ class ReplayStore:
         if self._frames.num_rows < self._index.end:
             raise ValueError(
                 f"{self._folder / 'frames.lance'} has {self._frames.num_rows} rows, its episodes "
-                f"need {self._index.end}: restore both tables from the same backup"
+                f"need {self._index.end}: restore both tables from the same backup, or delete the "
+                f"newest file (the lowest number) in {self._folder / 'episodes.lance/_versions'}"
             )
 
     def _sweep(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from contracts.errors import room
 from replay.schema import SCHEMA_VERSION
 
 Answer = TypeVar("Answer")
@@ -49,7 +50,8 @@ class Table:
     @classmethod
     def create_or_open(cls, path: Path, schema: pa.Schema, upkeep: Upkeep) -> "Table":
         if _newest_manifest(path) is None:
-            lance.write_dataset(schema.empty_table(), str(path), mode="create")
+            with room(path):
+                lance.write_dataset(schema.empty_table(), str(path), mode="create")
         return cls(path, schema, upkeep)
 
     @property
@@ -62,11 +64,16 @@ class Table:
         return self._dataset.count_rows()
 
     def append(self, rows: pa.Table) -> None:
-        """Add rows at the end and commit. Survives the death of the process, not of the power."""
-        self._dataset.insert(rows, mode="append")
-        self._appends += 1
-        if self._appends % self._upkeep.every == 0:
-            self.tidy()
+        """Add rows at the end and commit. Survives the death of the process, not of the power.
+
+        Raises:
+            DiskFullError: nothing was committed, or only the upkeep was left out.
+        """
+        with room(self._path):
+            self._dataset.insert(rows, mode="append")
+            self._appends += 1
+            if self._appends % self._upkeep.every == 0:
+                self.tidy()
 
     def tidy(self) -> None:
         """Merge small files and drop old versions; row numbers stay."""
@@ -102,11 +109,11 @@ class Table:
             return self._guarded(read, self._path)
 
     @staticmethod
-    def _guarded(call: Callable[[], Answer], what: Path) -> Answer:
+    def _guarded(call: Callable[[], Answer], what: Path, way_out: str = "") -> Answer:
         try:
             return call()
         except _LANCE_ERRORS as error:
-            raise ValueError(f"{what} cannot be read: {error}. {_WAY_OUT}") from error
+            raise ValueError(f"{what} cannot be read: {error}. {way_out}{_WAY_OUT}") from error
 
     def _open(self) -> lance.LanceDataset:
         manifest = _newest_manifest(self._path)
@@ -115,7 +122,7 @@ class Table:
                 f"{self._path} does not exist: {self._path.parent} is no replay store; "
                 "check the path, or let the writer create it first"
             )
-        dataset = self._guarded(lambda: lance.dataset(str(self._path)), manifest)
+        dataset = self._guarded(lambda: lance.dataset(str(self._path)), manifest, _GO_BACK)
         self._check_schema(dataset.schema)
         self._check_files(dataset)
         return dataset
@@ -147,4 +154,9 @@ def _newest_manifest(path: Path) -> Path | None:
     return min((path / "_versions").glob("*.manifest"), default=None)
 
 
+# What a power cut tears is the newest manifest: Lance leaves it to the system when to write.
+_GO_BACK = (
+    "If the power went, delete that file: the table is then as it was one commit before, and what "
+    "is missing is made again. Otherwise: "
+)
 _WAY_OUT = "Restore the folder from a backup, or start a new one: a part of the store is lost"

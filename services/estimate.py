@@ -46,7 +46,7 @@ def estimate(config: RunConfig, tasks: list[str]) -> list[str]:
     if config.method.kind == "filtered_bc":
         imagined = 0
     ticks = sum(n.rollouts * (n.max_ticks or TASKS.get(task, 200)) for task, n in numbers.items())
-    workers = sum(n.workers for n in numbers.values())
+    workers = sum(n.fewest_workers for n in numbers.values())
     seconds = {
         "real rollouts": iterations
         * (ticks * rates.episode_tick + real * rates.reset)

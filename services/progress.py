@@ -1,11 +1,13 @@
 """Tells people how far a run is: bars on a terminal, lines elsewhere, JSON lines always."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from contracts.errors import room
+
+QUIET_S = 60.0  # between two lines about a stage that goes on
+
 
 def describe(numbers: dict[str, float]) -> str:
     """``{"loss": 0.1234567}`` -> ``loss 0.123``; counts stay whole."""
@@ -26,7 +32,22 @@ def describe(numbers: dict[str, float]) -> str:
     return "  ".join(parts)
 
 
-QUIET_S = 60.0  # between two lines about a stage that goes on
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """What the run in ``folder`` has reported, without a line that a crash or a full disk tore."""
+    path, found = folder / "events.jsonl", []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # half a line: the event it told of is lost, the others are not
+            continue
+    return found
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove a last line without an end: what is written next would be lost with it."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 class Bar:
@@ -55,6 +76,11 @@ class Bar:
     def advance(self, count: int = 1, **numbers: float) -> None:
         self.at(self.done + count, **numbers)
 
+    def lost(self, message: str) -> None:
+        """Tell of a process that died and whose work begins again, here and in the events."""
+        self._owner.say(f"  {self.name}: {message}")
+        self._owner.event("lost", stage=self.name, message=message)
+
     def at(self, done: int, **numbers: float) -> None:
         self.done = done
         self.numbers |= numbers
@@ -70,7 +96,9 @@ class Reporter:
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "events.jsonl").open("a", encoding="utf-8")
+        self._path = folder / "events.jsonl"
+        _cut_torn_line(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
         self.console = console or Console()
         self._bars: Progress | None = None
 
@@ -100,12 +128,14 @@ class Reporter:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
-        self._file.close()
+        with room(self._path):
+            self._file.close()
 
     def event(self, kind: str, **fields: object) -> None:
         """Append one event; ``time`` is seconds since the epoch."""
-        self._file.write(json.dumps({"time": time.time(), "event": kind, **fields}) + "\n")
-        self._file.flush()
+        with room(self._path):
+            self._file.write(json.dumps({"time": time.time(), "event": kind, **fields}) + "\n")
+            self._file.flush()
 
     def say(self, message: str) -> None:
         self.console.print(message, highlight=False, soft_wrap=True)  # a log has no width

@@ -1,8 +1,9 @@
 """Reward scoring for any number of callers, in batches, on one model."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from contracts.metrics import REWARD_BATCH_SIZE, Meter, NoMeter
 from contracts.protocols import RewardModel
 from contracts.types import Clip, Score, Verdict
 from services.batching import MicroBatcher
@@ -13,13 +14,23 @@ MIN_MASS = 0.9
 class RewardScorer:
     """Scores clips with the model that ``load`` returns. Keeps nothing: a restart loses nothing."""
 
-    def __init__(self, load: Callable[[], RewardModel], max_batch: int, max_wait_s: float) -> None:
-        self._model = load()
-        self._batcher = MicroBatcher[Clip, Score](self._model.score, max_batch, max_wait_s)
+    def __init__(
+        self,
+        load: Callable[[], RewardModel],
+        max_batch: int,
+        max_wait_s: float,
+        meter: Meter | None = None,
+    ) -> None:
+        self._model, self._meter = load(), meter or NoMeter()
+        self._batcher = MicroBatcher[Clip, Score](self._score, max_batch, max_wait_s)
 
     async def score(self, clip: Clip) -> Score:
         """P('yes') of one clip. Raises whatever the model raised for its batch."""
         return await self._batcher.submit(clip)
+
+    def _score(self, clips: Sequence[Clip]) -> list[Score]:
+        self._meter.observe(REWARD_BATCH_SIZE, float(len(clips)))
+        return self._model.score(clips)
 
     async def version(self) -> int:
         return self._model.version

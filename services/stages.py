@@ -23,7 +23,7 @@ def read_json(path: Path) -> Any:
     """Raises ValueError naming the file when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or bytes that are no text
         raise ValueError(
             f"{path} is damaged ({error}); delete it and run the same command"
         ) from error

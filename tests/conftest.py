@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+ONE_PROCESS = {  # files that share one long run of the loop
+    "test_loop.py": "undisturbed",
+    "test_stop_and_continue.py": "undisturbed",
+}
 SHARED = Path(os.environ.get("VLAW_SHARED", ROOT / "../shared"))
 os.environ.setdefault("PARITY_DIR", str(SHARED / "parity"))
 os.environ.setdefault("HF_PROCESSOR_PYTHON", str(ROOT / "../env/hf/bin/python"))
@@ -37,7 +41,10 @@ def _fetch_openpi_client():
         if done.returncode:
             shutil.rmtree(partial, ignore_errors=True)
             return f"openpi-client cannot be installed: {done.stderr.strip().splitlines()[-1:]}"
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another process of this test run was faster
+            shutil.rmtree(partial)
     return ""
 
 
@@ -60,6 +67,9 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:  # each file stays in one process, and its fixtures are made once
+        group = ONE_PROCESS.get(item.path.name, str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
     asked = config.getoption("-m")
     left_out = {marker for marker in _missing() if marker not in asked}
     if any(item.get_closest_marker("openpi_client") for item in items):

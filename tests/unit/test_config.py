@@ -103,7 +103,23 @@ def test_more_workers_than_a_local_ray_of_given_size_holds(run_of):
         run_of("task=book", "task.book.workers=5", "cluster.num_cpus=2")
 
 
-@pytest.mark.parametrize("field", ["rollouts", "imagine", "workers", "min_success"])
+@pytest.mark.parametrize("count", ["0", "-1", "many", "1.5", "true"])
+def test_workers_are_a_number_or_auto(run_of, count):
+    assert run_of("task=book", "task.book.workers=auto").for_task("book").fewest_workers == 1
+    assert run_of("task=book", "each_task.workers=auto").for_task("book").workers == "auto"
+    with pytest.raises(ValueError, match="must be a number of at least 1, or auto"):
+        run_of("task=book", f"task.book.workers={count}")
+
+
+def test_a_task_cannot_accept_more_than_it_imagines_or_end_below_its_minimum(run_of):
+    assert run_of("task=book", "task.book.accept=20").for_task("book").accept == 20
+    with pytest.raises(ValueError, match=r"task.book.accept=2000 is more than the task.book.imag"):
+        run_of("task=book", "task.book.accept=2000")
+    with pytest.raises(ValueError, match=r"task.book.accept=2 would always end below"):
+        run_of("task=book", "task.book.accept=2", "task.book.min_success=3")
+
+
+@pytest.mark.parametrize("field", ["rollouts", "imagine", "min_success"])
 def test_counts_below_one_are_refused(field):
     with pytest.raises(ValueError, match=f"each_task.{field}=0 must be at least 1"):
         TaskConfig(**{field: 0})

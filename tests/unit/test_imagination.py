@@ -1,5 +1,6 @@
 """Imagination: aligned ticks, poses and frames, batch invariance, and no lost work."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -110,10 +111,10 @@ def make(
 
 
 def run(
-    count: int, slots: int, chunks: int = 3
+    count: int, slots: int, chunks: int = 3, groups: int = 1
 ) -> tuple[Shelf, TaskQueue, ImaginationWorker, Echo]:
     world_model, shelf, queue = Echo(), Shelf(), TaskQueue(items(count))
-    settings = ImaginationSettings(slots, chunks)
+    settings = ImaginationSettings(slots, chunks, groups)
     models = Models(NoisyPolicy(), world_model, Integrator(), kinematics)
     worker = ImaginationWorker(models, settings)
     worker.run("w", queue, shelf)
@@ -169,10 +170,12 @@ def test_decisions_are_seeded_by_item_and_chunk():
         np.testing.assert_array_equal(dream.actions[12 * chunk : 12 * chunk + 12], plan[:12])
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5, 16])
-def test_equal_items_give_equal_trajectories_in_any_batch(slots):
+@pytest.mark.parametrize(("slots", "groups"), [(1, 1), (2, 1), (5, 1), (16, 1), (5, 2), (4, 9)])
+def test_equal_items_give_equal_trajectories_in_any_batch(slots, groups):
     alone, _, _, _ = run(count=5, slots=1)
-    together, _, _, _ = run(count=5, slots=slots)
+    together, queue, worker, _ = run(count=5, slots=slots, groups=groups)
+    assert queue.finished()
+    assert worker.stats.trajectories == 5
     for name, dream in alone.stored.items():
         other = together.stored[name]
         for array in ("actions", "joint_position", "cartesian_position", "frames"):
@@ -192,7 +195,7 @@ def test_store_failure_leaves_the_item_to_be_done_again():
     policy = NoisyPolicy()
     with pytest.raises(OSError, match="disk full"):
         make(policy, 3, 1).run("w", queue, shelf)
-    assert queue.drain() == ["dream-0"]
+    assert queue.status().done == ("dream-0",)
     assert queue.release("w") == 2
     shelf.full_at = None
     again = make(policy, 3, 1).run("w", queue, shelf)
@@ -217,12 +220,148 @@ def test_policy_that_plans_too_little_is_refused():
         worker.run("w", TaskQueue(items(1)), Shelf())
 
 
+class Lagging:
+    """Time passes in the models alone: 3 s a decision, 5 s a world-model call, 2 s to begin."""
+
+    def __init__(self) -> None:
+        self.now, self.busy, self.most = 0.0, 0, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def models(self) -> Models:
+        class Policy(NoisyPolicy):
+            def act(policy, observations, seeds):  # noqa: N805
+                self.now += 3.0
+                return super().act(observations, seeds)
+
+        class WorldModel(Echo):
+            def begin(world_model, start, seed):  # noqa: N805
+                self.now += 2.0
+                return super().begin(start, seed)
+
+            def imagine(world_model, slots, poses):  # noqa: N805
+                self.now += 5.0
+                return super().imagine(slots, poses)
+
+        return Models(Policy(), WorldModel(), Integrator(), kinematics)
+
+
 def test_every_second_is_attributed_once():
-    """A clock that advances by one at every reading: the three shares add up to the whole."""
-    readings = iter(float(i) for i in range(10_000))
-    policy = NoisyPolicy()
-    worker = make(policy, 2, 2, clock=lambda: next(readings))
+    clock = Lagging()
+    worker = ImaginationWorker(clock.models(), ImaginationSettings(2, 2), clock)
     stats = worker.run("w", TaskQueue(items(2)), Shelf())
-    assert (stats.policy_s, stats.world_model_s) == (2.0, 4.0)  # 2 chunks; 2 begins and 2 chunks
-    # two rounds: first has 2 begins + policy + imagine (8 readings inside), second 4
-    assert stats.seconds == (8 + 1) + (4 + 1)
+    assert (stats.policy_s, stats.world_model_s) == (2 * 3.0, 2 * 2.0 + 2 * 5.0)
+    assert (stats.host_s, stats.wait_s) == (0.0, 0.0)
+    assert stats.seconds == clock.now
+
+
+def test_one_group_decides_while_the_other_is_in_the_world_model():
+    """dream-0's call and dream-1's decision wait for one another: in turns they would never end."""
+    both = threading.Barrier(2, timeout=20)
+
+    class Waiting(Echo):
+        def imagine(self, slots, poses):
+            if slots[0]["seed"] == 0:
+                both.wait()
+            return super().imagine(slots, poses)
+
+    class Meeting(NoisyPolicy):
+        def act(self, observations, seeds):
+            if seeds[0] == fold(1, 0):
+                both.wait()
+            return super().act(observations, seeds)
+
+    models = Models(Meeting(), Waiting(), Integrator(), kinematics)
+    shelf = Shelf()
+    ImaginationWorker(models, ImaginationSettings(2, 1, groups=2)).run(
+        "w", TaskQueue(items(2)), shelf
+    )
+    assert sorted(shelf.stored) == ["dream-0", "dream-1"]
+
+
+def test_groups_take_turns_in_each_model():
+    """8 groups at once: more than one in a model would be seen, sooner or later."""
+
+    class Crowd:
+        def __init__(self) -> None:
+            self.inside, self.most = 0, 0
+
+        def __enter__(self) -> None:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.001)
+
+        def __exit__(self, *_: object) -> None:
+            self.inside -= 1
+
+    deciding, imagining = Crowd(), Crowd()
+
+    class Policy(NoisyPolicy):
+        def act(self, observations, seeds):
+            with deciding:
+                return super().act(observations, seeds)
+
+    class WorldModel(Echo):
+        def imagine(self, slots, poses):
+            with imagining:
+                return super().imagine(slots, poses)
+
+    models = Models(Policy(), WorldModel(), Integrator(), kinematics)
+    worker = ImaginationWorker(models, ImaginationSettings(8, 5, groups=8))
+    worker.run("w", TaskQueue(items(8)), Shelf())
+    assert (deciding.most, imagining.most) == (1, 1)
+
+
+def test_a_group_that_fails_ends_the_others():
+    class Failing(NoisyPolicy):
+        def act(self, observations, seeds):
+            if seeds[0] == fold(0, 1):  # the second decision of dream-0
+                raise OSError("out of memory")
+            return super().act(observations, seeds)
+
+    models = Models(Failing(), Echo(), Integrator(), kinematics)
+    worker = ImaginationWorker(models, ImaginationSettings(2, 1000, groups=2))
+    queue = TaskQueue(items(2))
+    with pytest.raises(OSError, match="out of memory"):
+        worker.run("w", queue, Shelf())
+    assert worker.stats.chunks < 2000
+
+
+def test_a_slow_store_holds_the_worker_up_and_not_the_memory():
+    """Of 12 trajectories of one chunk on 2 slots, no more than 4 wait to be stored: 2 are kept
+    back from the next round."""
+
+    class Slow(Shelf):
+        def add(self, trajectory, label):
+            gate.acquire(timeout=20)
+            return super().add(trajectory, label)
+
+    gate, shelf = threading.Semaphore(0), Slow()
+    policy = NoisyPolicy()
+    worker = make(policy, 2, 1)
+    thread = threading.Thread(target=worker.run, args=("w", TaskQueue(items(12)), shelf))
+    thread.start()
+    until = time.monotonic() + 20
+    while sum(policy.widths) < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert sum(policy.widths) == 4
+    gate.release(12)
+    thread.join(20)
+    assert len(shelf.stored) == 12
+
+
+def test_the_queue_hears_of_every_chunk_and_of_what_is_still_to_be_stored():
+    class Book(TaskQueue):
+        def __init__(self, work):
+            super().__init__(work)
+            self.held: list[list[str]] = []
+
+        def heartbeat(self, worker, held=()):
+            self.held.append(sorted(held))
+            super().heartbeat(worker, held)
+
+    queue = Book(items(2))
+    make(NoisyPolicy(), 2, 3).run("w", queue, Shelf())
+    assert queue.held[:3] == [["dream-0", "dream-1"]] * 3

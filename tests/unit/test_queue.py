@@ -96,8 +96,7 @@ def test_done_is_idempotent_and_valid_after_the_lease_was_lost():
     queue.done("slow", "a")
     queue.done("quick", "a")
     assert queue.counts() == QueueCounts(waiting=1, leased=0, done=1)
-    assert queue.drain() == ["a"]
-    assert queue.drain() == []
+    assert queue.status().done == ("a",)
 
 
 def test_done_takes_a_requeued_item_out_of_the_line():
@@ -108,7 +107,7 @@ def test_done_takes_a_requeued_item_out_of_the_line():
     assert names(queue.take("other", 9)) == "a"
     queue.done("other", "a")
     assert queue.finished()
-    assert queue.drain() == ["b", "a"]
+    assert queue.status().done == ("b", "a")
 
 
 def test_stop_hands_out_nothing_but_still_counts():
@@ -130,11 +129,11 @@ def test_strangers_and_duplicates_are_refused():
 
 
 def test_random_life_loses_and_repeats_nothing():
-    """300 random events: the counts always add up, and every id is drained exactly once."""
+    """300 random events: the counts always add up, and every id is done exactly once."""
     rng = np.random.default_rng(0)
     queue, clock = make("abcdefghijklmnopqrstuvwxyz")
     held: dict[str, list[str]] = {"u": [], "v": [], "w": []}
-    drained: list[str] = []
+    done: tuple[str, ...] = ()
     for _ in range(300):
         worker = "uvw"[rng.integers(3)]
         event = rng.integers(4)
@@ -146,8 +145,62 @@ def test_random_life_loses_and_repeats_nothing():
             queue.release(worker)
             held[worker] = []
         clock.now += float(rng.random() * 2)
-        drained += queue.drain()
-        counts = queue.counts()
+        status = queue.status()
+        counts = status.counts
         assert counts.waiting + counts.leased + counts.done == 26
-        assert counts.done == len(drained) == len(set(drained))
+        assert counts.done == len(set(status.done))
+        assert status.done[: len(done)] == done  # what is done stays done
+        done = status.done
     assert queue.finished()
+
+
+def test_a_retired_worker_gets_no_more_and_may_finish():
+    queue, _ = make()
+    queue.take("w", 2)
+    queue.retire("w")
+    assert queue.take("w", 1) == []
+    queue.done("w", "a")
+    assert names(queue.take("v", 9)) == "cde"
+    assert queue.counts() == QueueCounts(waiting=0, leased=4, done=1)
+
+
+def test_takers_share_what_waits_and_the_last_item_goes_to_whoever_asks():
+    queue, _ = make("abcdefgh")
+    queue.share(4)
+    taken = [names(queue.take(worker, 9)) for worker in "uvwxuvwx"]
+    assert taken == ["ab", "cd", "e", "f", "g", "h", "", ""]
+
+
+def test_a_queue_that_started_again_learns_what_its_workers_hold():
+    """It knows what is stored (a) and nothing of leases; b and c must not be imagined twice."""
+    queue, clock = make("abcde", finished="a")
+    queue.heartbeat("w", ["b", "c"])
+    assert queue.counts() == QueueCounts(waiting=2, leased=2, done=1)
+    assert names(queue.take("v", 9)) == "de"
+    clock.now = 9.0
+    queue.heartbeat("w", ["b", "c"])
+    clock.now = 10.0  # of v's leases alone
+    assert names(queue.take("u", 9)) == "de"
+
+
+def test_a_heartbeat_takes_nothing_away_from_another_worker():
+    queue, _ = make("ab")
+    queue.take("v", 1)
+    queue.heartbeat("w", ["a"])
+    assert queue.release("w") == 0
+    assert queue.release("v") == 1
+
+
+def test_silence_counts_from_the_last_word_of_each_worker():
+    queue, clock = make()
+    queue.hello("w")
+    clock.now = 3.0
+    queue.take("v", 1)
+    clock.now = 7.0
+    assert queue.status().silence_s == {"w": 7.0, "v": 4.0}
+    queue.heartbeat("w")
+    queue.done("v", "a")
+    queue.release("gone")
+    assert queue.status().silence_s == {"w": 0.0, "v": 0.0}
+    queue.release("v")
+    assert queue.status().silence_s == {"w": 0.0}

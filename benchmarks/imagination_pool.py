@@ -1,0 +1,113 @@
+"""What the imagination engine adds to the models: idle share of the device, and scaling.
+
+The models are replaced by waiting (models/fake.py); queue, workers, replay service and Ray are the
+real ones. A device that computes does not need the host's cores, so waiting is what two cores can
+tell of many GPUs. Frames are small where many workers run: JPEG coding needs cores of its own.
+
+Run: python benchmarks/imagination_pool.py [--workers 1 2 4 8]
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from actors.imagination import Models
+from cluster.checkpoints import CheckpointFolder
+from cluster.context import STORES, Context
+from cluster.handles import answer, end, start
+from cluster.pool import TaskPool
+from cluster.session import session
+from configs.run import ClusterConfig, ImaginationConfig, RunConfig, TaskOverrides
+from contracts.types import StartState, WorkItem
+from models.fake import StillAdapter, WaitingPolicy, WaitingWorldModel, no_kinematics
+from services.progress import Reporter
+from services.replay import ReplayService
+from services.stages import Stages
+
+POLL_S = 0.1
+
+
+def models(chunk_s: float, policy_s: float, gate: Path) -> Models:
+    """One slot per call, as large models do: batches do not make their UNet faster."""
+    world_model = WaitingWorldModel(chunk_s, gate=gate)
+    return Models(WaitingPolicy(policy_s), world_model, StillAdapter(), no_kinematics)
+
+
+def items(count: int, height: int, width: int) -> list[WorkItem]:
+    joints = np.linspace(0, 0.6, 7, dtype=np.float32)
+    frame = np.random.default_rng(0).integers(0, 255, (3, height, width, 3), np.uint8)
+    state = StartState("real-1", 0, "book", "open the book", frame, joints, 0.25)
+    return [WorkItem(f"dream-{k:04d}", state, iteration=1, seed=k) for k in range(count)]
+
+
+def measure(
+    imagination: ImaginationConfig,
+    work: list[WorkItem],
+    waits: tuple[float, float],
+    workers: int,
+) -> tuple[float, float]:
+    """(seconds from the moment when all workers have loaded, idle share of their devices)."""
+    config = RunConfig(task={"book": TaskOverrides()}, imagination=imagination)
+    with TemporaryDirectory() as name, Reporter(Path(name)) as reporter:
+        folder = Path(name)
+        gate = folder / "gate"
+        replay = start(ReplayService, {s: folder / "stores" / s for s in STORES}, num_cpus=0)
+        answer(replay.counts.remote())
+        checkpoints = CheckpointFolder(folder / "checkpoints")
+        stages = Stages(folder / "stages")
+        run = Context(config, folder, ["book"], stages, reporter, checkpoints, replay)
+        pool = TaskPool(run, work, partial(models, *waits, gate), print)
+        began = 0.0
+        while not pool.finished:
+            pool.look()
+            pool.resize(workers)
+            if not gate.exists() and pool.status.counts.leased >= workers * imagination.slots:
+                gate.touch()
+                began = time.monotonic()
+            time.sleep(POLL_S)
+        seconds = time.monotonic() - began
+        stats = pool.close()
+        end(replay)
+    calls = sum(one.chunks for one in stats)  # one slot a call
+    return seconds, 1 - calls * waits[0] / (seconds * workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    counts = parser.parse_args().workers
+    shares = ClusterConfig(num_cpus=10, object_store_mb=400, dashboard=False)
+    with session(RunConfig(task={"book": TaskOverrides()}, cluster=shares), ["book"]):
+        print("idle share of one device, 192x320 frames, 20 chunks a trajectory, stored")
+        for chunk_s, policy_s, count in ((0.3, 0.06, 6), (0.03, 0.01, 40)):
+            for groups in (1, 2):
+                settings = ImaginationConfig(slots=groups, max_chunks=20, groups=groups)
+                work = items(count, 192, 320)
+                seconds, idle = measure(settings, work, (chunk_s, policy_s), 1)
+                print(
+                    f"  {1000 * chunk_s:.0f} ms chunk, {1000 * policy_s:.0f} ms policy, {groups} "
+                    f"groups: idle {100 * idle:.1f} % of {seconds:.1f} s"
+                )
+        print("throughput, 300 ms chunk, 60 ms policy, 2 groups, 48x80 frames, 10 chunks")
+        first = 0.0
+        for workers in counts:
+            settings = ImaginationConfig(slots=2, max_chunks=10, groups=2)
+            seconds, idle = measure(settings, items(8 * workers, 48, 80), (0.3, 0.06), workers)
+            rate = 8 * workers / seconds
+            first = first or rate / workers
+            linear = 100 * rate / workers / first
+            print(
+                f"  {workers} workers: {3600 * rate:.0f} trajectories/h, {linear:.1f} % of linear, "
+                f"idle {100 * idle:.1f} %"
+            )
+
+
+if __name__ == "__main__":
+    main()
