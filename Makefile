@@ -4,12 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test lint base benchmark setup browser clean
+.PHONY: run test lint base benchmark setup tools clean
 
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
 
-test: setup browser  ## lint, types, floors and every test
+test: setup tools  ## lint, types, floors and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
@@ -36,8 +36,9 @@ $(VENV)/.installed: requirements.txt tools/system_packages.sh
 	sh tools/system_packages.sh renderer $(BIN)/python
 	touch $@
 
-browser: setup
+tools: setup
 	sh tools/system_packages.sh browser $(BIN)/python
+	sh tools/system_packages.sh prometheus $(BIN)/python
 
 clean:
 	rm -rf $(VENV) outputs

@@ -29,6 +29,7 @@ def calibration(run: Context, version: int, stage: str = STAGE) -> dict[str, Any
     labels = _labels(run)
     judges = list(_judges(run, version))
     with run.reporter.stage(stage, len(labels) * len(judges), "clips") as bar:
+        bar.hold(run.config.cluster.scorer_gpus)
         scores = [_scores(run, judge, list(labels), bar) for judge in judges] if labels else []
     store = run.reader("real")
     return {

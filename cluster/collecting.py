@@ -57,7 +57,7 @@ def _script(
     done = set(run.reader(store).ids())
     missing = [request for request in wanted if request.trajectory_id not in done]
     with run.reporter.stage(name, len(wanted), "episodes") as bar:
-        bar.at(len(wanted) - len(missing))
+        bar.begin_with(len(wanted) - len(missing))
         if missing:
             _on_robots(run, (DemonstrationProcess, run.config.robot), missing, store, bar)
     return _outcomes(run, store, [request.trajectory_id for request in wanted])
@@ -126,7 +126,7 @@ def import_recordings(run: Context, store: str, robot: RecordedRobot) -> dict[st
     known = set(run.reader(store).ids())
     writer, ids = run.writer(store), [name for name in robot.ids() if name in known]
     with run.reporter.stage(f"read recordings ({store})", len(robot), "episodes") as bar:
-        bar.at(len(ids))
+        bar.begin_with(len(ids))
         for trajectory, label in robot.episodes(known):
             writer.add(trajectory, label)
             ids.append(trajectory.id)
@@ -157,7 +157,7 @@ def roll_out(
     done = set(run.reader(store).ids())
     missing = [request for request in requests if request.trajectory_id not in done]
     with run.reporter.stage(name, len(requests), "episodes") as bar:
-        bar.at(len(requests) - len(missing))
+        bar.begin_with(len(requests) - len(missing))
         if missing:
             _play(run, policy, missing, store, bar)
             _say_aborted(run, store, [request.trajectory_id for request in missing])
@@ -183,6 +183,7 @@ def _play(
         max_restarts=-1,
         max_task_retries=3,
     )
+    bar.hold(cluster.worker_gpus)
     try:
         up(server, "policy server", cluster.start_timeout_s)
         handle = RemotePolicy(server, answer(server.version.remote()))

@@ -1,17 +1,17 @@
 """What every stage of a run works with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints import CheckpointFolder
 from cluster.handles import RemoteStore, Stall
 from configs.run import RunConfig
-from contracts.metrics import Meter, NoMeter
 from replay.store import ReplayStore
 from services.progress import Bar, Reporter
 from services.stages import Stages
 
+CONTROL_VERSION = 9000  # of the control's policy; versions of the loop count up from 0
 STORES = ("real", "demos", "imagined", "evaluation")
 
 
@@ -35,7 +35,6 @@ class Context:
     reporter: Reporter
     checkpoints: CheckpointFolder
     replay: Any  # the ReplayService actor, the only writer of the stores
-    meter: Meter = field(default_factory=NoMeter)  # of the driver
 
     def writer(self, store: str) -> RemoteStore:
         return RemoteStore(self.replay, store)
@@ -60,6 +59,15 @@ class Context:
             leans_on,
             bar.lost,
         )
+
+    def newest(self) -> dict[str, int]:
+        """The newest version of each model that the loop has published."""
+        found: dict[str, int] = {}
+        for facts in self.checkpoints.lineage():
+            kind, version = str(facts["kind"]), facts["version"]
+            if isinstance(version, int) and version < CONTROL_VERSION:
+                found[kind] = max(version, found.get(kind, version))
+        return found
 
     @property
     def frame_size(self) -> tuple[int, int]:

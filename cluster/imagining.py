@@ -27,7 +27,7 @@ from contracts.metrics import (
 from contracts.seeds import fold
 from contracts.types import StartState, Verdict, WorkItem
 from services.allocation import allocate
-from services.live import Board
+from services.board import Board
 from services.progress import Bar
 
 POLL_S = 0.5
@@ -152,7 +152,7 @@ class _Stage:
             if len(before) < len(ids) and not task.enough():
                 task.pool = TaskPool(run, work, build, self._bar.lost)
         self._scorer.want(unscored(run, "real", run.reader("real").ids(), versions.reward))
-        self._show()
+        self._bar.begin_with(sum(len(task.known) for task in self._tasks.values()))
 
     @property
     def _pools(self) -> dict[str, TaskPool]:
@@ -208,7 +208,7 @@ class _Stage:
                 task.pool.stop()
 
     def _count(self, name: str, verdict: Verdict) -> None:
-        task, meter = self._tasks[name], self._run.meter
+        task, meter = self._tasks[name], self._run.reporter.meter
         task.verdicts[verdict.trajectory_id] = verdict
         accepted = verdict.accepted(task.alpha)
         outcome = "error" if verdict.error else "accepted" if accepted else "rejected"
@@ -234,17 +234,20 @@ class _Stage:
         for name, count in allocate(demands, room).items():
             if self._pools[name].resize(count):
                 self._moved = time.monotonic()
+        cluster, placed = self._run.config.cluster, sum(p.placed for p in self._pools.values())
+        self._bar.hold(placed * cluster.worker_gpus + cluster.scorer_gpus)
 
     def _show(self) -> None:
         table = self._table()
         self._bar.at(sum(int(row["done"]) for row in table.values()))
+        self._bar.by_task(table)
         self._board.show(self._iteration, table)
-        meter = self._run.meter
+        meter = self._run.reporter.meter
         for name, pool in self._pools.items():
             row = table[name]
             meter.set(QUEUE_DEPTH, row["waiting"], task=name)
             meter.set(LEASED, row["leased"], task=name)
-            for state in ("wanted", "starting", "working", "idle"):
+            for state in ("wanted", "starting", "working", "idle", "lost"):
                 meter.set(WORKERS, row[state], task=name, state=state)
             for worker, silence in pool.silence_s().items():
                 meter.set(HEARTBEAT_AGE, silence, task=name, worker=worker)
@@ -277,8 +280,7 @@ class _Stage:
         cluster, pools = self._run.config.cluster, self._pools.values()
         still = time.monotonic() - self._moved
         waiting = {pool.task: pool.starting for pool in pools if pool.starting}
-        placed = sum(len(pool.calls) - pool.starting for pool in pools)
-        if waiting and not placed and still > cluster.start_timeout_s:
+        if waiting and not any(pool.placed for pool in pools) and still > cluster.start_timeout_s:
             raise StoppedError(
                 f"{self._bar.name}: no imagination worker found a place for "
                 f"{cluster.start_timeout_s:g} s. {what_there_is(self._run.config)}"

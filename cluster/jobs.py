@@ -1,10 +1,11 @@
 """The jobs of ``ray_job.py``: what each does with its folder, its config and a cluster."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
 from cluster.handles import answer, in_plain_words, service, start
+from cluster.live import live_page
+from cluster.metrics import RayMeter
 from cluster.placement import big_enough, describe, place, processes
 from cluster.serve import serve
 from cluster.session import is_joined, session
@@ -31,10 +34,13 @@ from cluster.vlaw import algorithm_1, evaluation_alone
 from cluster.world_model_export import export_world_model
 from configs.run import RunConfig, TaskOverrides
 from contracts.errors import room
+from contracts.metrics import VERSION
 from services import sizes
-from services.estimate import estimate
+from services.estimate import Cost, Rates, built_in, estimate, given, lines
 from services.progress import Reporter
 from services.replay import ReplayService
+from services.sinks import check_sinks, open_sinks
+from services.spent import measured, store_estimate
 from services.stages import Stages, read_json, write_json
 
 ELSEWHERE = (
@@ -45,6 +51,8 @@ ELSEWHERE = (
     "serve",
     "export",
     "replay_eval",
+    "estimate",
+    "sinks",
 )  # where and whether it runs, not which
 FIRST_STAGE = {"loop": "base", "evaluate": "policy"}  # jobs that publish base models, and where
 MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
@@ -74,6 +82,7 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         OSError: the folder cannot be written, or its disk is full.
         StoppedError: a process or a node that it needs is gone or silent.
     """
+    config = sizes.packed(config)
     if config.job == "serve":
         serve(config)
         return
@@ -89,19 +98,23 @@ def run_job(config: RunConfig, cwd: Path) -> None:
     if config.job == "loop":
         sizes.check_plan(config)
     if config.dry_run:
-        _print_plan(config, tasks)
+        _print_plan(config, cwd, tasks)
         return
     if config.job == "export_world_model":
         export_world_model(config.world_model, folder)
         return
     _check_start(config, folder)
+    costs, rates = expected(config, cwd, tasks)
     claim(folder, config)
+    if config.job == "loop":
+        store_estimate(folder, {cost.stage: cost.amount for cost in costs}, rates.source)
     with open_run(config, folder, tasks) as run:
         _work(run)
 
 
 def _check_start(config: RunConfig, folder: Path) -> None:
     """Refuse what would fail minutes later."""
+    check_sinks(config.sinks)
     if config.job in ("report", "calibrate"):
         _require_run(folder, config.job)
     if config.job == "replay_eval":
@@ -113,6 +126,13 @@ def _check_start(config: RunConfig, folder: Path) -> None:
         check_bases(config)
 
 
+_STAGED: dict[str, Callable[[Context], object]] = {  # whose page is shown while they run
+    "pretrain": pretrain.base_models,
+    "loop": algorithm_1,
+    "evaluate": evaluation_alone,
+}
+
+
 def _work(run: Context) -> None:
     match run.config.job:
         case "latents":
@@ -121,14 +141,11 @@ def _work(run: Context) -> None:
         case "replay_eval":
             judging.replay_eval(run)
             return
-        case "pretrain":
-            pretrain.base_models(run)
-        case "loop":
-            algorithm_1(run)
-        case "evaluate":
-            evaluation_alone(run)
         case "calibrate":
             calibration.job(run)
+        case "pretrain" | "loop" | "evaluate":
+            with live_page(run):
+                _STAGED[run.config.job](run)
     summary.write(run)
 
 
@@ -210,14 +227,29 @@ def _require_run(folder: Path, job: str) -> None:
         )
 
 
-def _print_plan(config: RunConfig, tasks: list[str]) -> None:
+def expected(config: RunConfig, cwd: Path, tasks: list[str]) -> tuple[list[Cost], Rates]:
+    """What the loop will take, by rates that are given, measured by an earlier run, or built in.
+
+    Raises:
+        ValueError: ``estimate.run`` names no folder of a run that measured something.
+    """
+    rates = built_in(config)
+    if config.estimate.run:
+        rates = measured((cwd / config.estimate.run).resolve(), rates)
+    rates = given(config, rates)
+    return estimate(config, tasks, rates), rates
+
+
+def _print_plan(config: RunConfig, cwd: Path, tasks: list[str]) -> None:
     """What would run where, how much of it, and for how long. Starts nothing."""
     console = Console()
     plan = processes(config, tasks)
     node = big_enough(plan)
     title = f"plan, on {node.name} with {node.cpus:g} CPUs and {node.gpus:g} GPUs for Ray"
     text = f"[bold]{title}[/]\n{describe(place(plan, [node]))}"
-    console.print("\n".join([text, *estimate(config, tasks)]), highlight=False, soft_wrap=True)
+    costs, rates = expected(config, cwd, tasks)
+    text = "\n".join([text, *lines(config, costs, rates)])
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -225,24 +257,26 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
     """Start or join Ray, check that the run fits, start the replay service."""
     with ExitStack() as stack:
         stack.enter_context(room(folder))
-        reporter = stack.enter_context(Reporter(folder))
+        sinks = open_sinks(config.sinks, folder, asdict(config))
+        reporter = stack.enter_context(Reporter(folder, meter=RayMeter(), sinks=sinks))
         reporter.event("start", job=config.job, tasks=tasks)
         stack.enter_context(in_plain_words())
         stack.enter_context(session(config, tasks))
         reporter.event("plan", plan=_find_room(config, folder, tasks, reporter))
         stores = {name: str(folder / "stores" / name) for name in STORES}
-        replay = start(ReplayService, stores, **service())
+        replay = start(ReplayService, stores, None, RayMeter(), **service())
         answer(replay.counts.remote())  # the stores exist from here on
-        stages = Stages(folder / "stages")
-        yield Context(
-            config,
-            folder,
-            tasks,
-            stages,
-            reporter,
-            CheckpointFolder(folder / "checkpoints"),
-            replay,
-        )
+        stages = Stages(folder / "stages", reporter.within)
+        checkpoints = CheckpointFolder(folder / "checkpoints")
+        run = Context(config, folder, tasks, stages, reporter, checkpoints, replay)
+        _show_versions(run)
+        reporter.after_stage.append(partial(_show_versions, run))
+        yield run
+
+
+def _show_versions(run: Context) -> None:
+    for model, version in run.newest().items():
+        run.reporter.meter.set(VERSION, version, model=model)
 
 
 def _find_room(config: RunConfig, folder: Path, tasks: list[str], reporter: Reporter) -> str:

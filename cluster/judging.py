@@ -179,7 +179,7 @@ def _replay(run: Context, plan: _Plan, variant: Variant) -> VariantResults:
     items = [item for item in plan.items if item.kind != "future" or not reason]
     missing = [item for item in items if item not in results]
     with run.reporter.stage(f"replay: {variant.name}", len(items), "replays") as bar:
-        bar.at(len(items) - len(missing))
+        bar.begin_with(len(items) - len(missing))
         if missing:
             _work(run, (variant, plan.tools), missing, results, bar)
     return VariantResults(

@@ -150,7 +150,7 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
         total = sum(len(wanted[name]) for name in stores)
         left = [(store, name) for store, ids in missing.items() for name in ids]
         with run.reporter.stage("latents", total, "episodes") as bar:
-            bar.at(total - len(left))
+            bar.begin_with(total - len(left))
             _spread(encoders, hire, writer, run, left, bar)
     finally:
         end(*encoders, *([writer] if writer else []))

@@ -60,7 +60,7 @@ def learn(
     folder = run.folder / "training" / name.replace("/", "-")
     parent = _parent(run, course)
     places = Places(parent, folder / "state", folder / "weights")
-    with run.reporter.stage(f"{name}", train.steps, "steps") as bar:
+    with run.reporter.stage(name, train.steps, "steps", course.kind) as bar:
         learner = partial(_remember, work, places)
         result = fit(learner, name.replace("/", "-"), folder, run.config.cluster, bar)
     lineage = {
@@ -141,14 +141,18 @@ def replay_quality(run: Context, version: int) -> dict[str, Any]:
     checkpoint = run.checkpoints.open("world_model", version)
     arguments = (run.config.world_model, run.frame_size, checkpoint)
     cluster = run.config.cluster
-    return run_once(
-        _replay_quality,
-        (cluster.learner_cpus, cluster.learner_gpus),
-        cluster.stall_timeout_s,
-        *arguments,
-        run.store_folder("evaluation"),
-        ids,
-    )
+    with run.reporter.stage(f"{version} replay quality", len(ids), "episodes") as bar:
+        bar.hold(cluster.learner_gpus)
+        found = run_once(
+            _replay_quality,
+            (cluster.learner_cpus, cluster.learner_gpus),
+            cluster.stall_timeout_s,
+            *arguments,
+            run.store_folder("evaluation"),
+            ids,
+        )
+        bar.at(len(ids))
+    return found
 
 
 def _replay_quality(

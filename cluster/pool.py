@@ -82,6 +82,11 @@ class TaskPool:
         return [worker.call for worker in self._workers if worker.call is not None]
 
     @property
+    def placed(self) -> int:
+        """Workers that hold their share of a node."""
+        return sum(worker.heard for worker in self._workers)
+
+    @property
     def starting(self) -> int:
         return sum(worker.state == "starting" for worker in self._workers)
 
@@ -157,7 +162,7 @@ class TaskPool:
             "waiting": counts.waiting,
             "leased": counts.leased,
             "done": counts.done,
-            "deaths": self.deaths,
+            "lost": self.deaths,
             "trajectories_per_hour": 3600 * made / seconds,
         }
 

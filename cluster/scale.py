@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.checks import one_of
-from services.live import ask, read_shown, read_wishes
+from services.board import ask, read_shown, read_wishes
 from services.stages import read_json
 
 USAGE = "usage: python -m cluster.scale [status] [<task>=<workers>|auto|default ...] [out=<folder>]"
 STALE_S = 30.0
 COLUMNS = {  # heading: key
-    "wanted": "wanted", "starting": "starting", "working": "working", "lost": "deaths",
+    "wanted": "wanted", "starting": "starting", "working": "working", "lost": "lost",
     "waiting": "waiting", "in hand": "leased", "done": "done",
     "accepted": "accepted", "rejected": "rejected", "errors": "errors",
     "traj/h": "trajectories_per_hour", "net frames/s": "net_frames_per_s",

@@ -34,8 +34,9 @@ def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     ]
     total = sum(len(ids) for ids in wanted.values())
     with run.reporter.stage(f"{iteration} score", total, "clips") as bar:
-        bar.at(total - len(pending))
+        bar.begin_with(total - len(pending))
         if pending:
+            bar.hold(run.config.cluster.scorer_gpus)
             _score(run, versions.reward, pending, bar)
     return _histogram_counts(run, iteration, versions.reward)
 

@@ -15,7 +15,6 @@ from contracts.constants import FRAME_HZ
 from contracts.statistics import wilson
 from replay.store import ReplayStore
 from services.calibration_tables import tables
-from services.progress import read_events
 from services.report import write_report
 from services.report_data import (
     Evaluation,
@@ -34,6 +33,7 @@ from services.report_data import (
 )
 from services.report_sections import adapter_line
 from services.scoring import mass_warning
+from services.spent import compared, spent
 
 WEIGHTS_NOT_FOUND = "weights not found: nothing is downloaded, and random ones measure nothing"
 FILMS_PER_TASK = 2
@@ -57,8 +57,11 @@ def write(run: Context) -> Path:
     return path
 
 
-def gather(run: Context) -> ReportData:
-    """Read the stage manifests, the stores and the checkpoints; nothing is computed anew."""
+def gather(run: Context, media: bool = True) -> ReportData:
+    """Read the stage manifests, the stores and the checkpoints; nothing is computed anew.
+
+    Without ``media`` there are no films and pictures, which take by far the longest.
+    """
     iterations = range(1, run.config.method.iterations + 1)
     return ReportData(
         title=f"VLAW run {run.folder.name}: {run.config.method.kind}, {', '.join(run.tasks)}",
@@ -71,10 +74,11 @@ def gather(run: Context) -> ReportData:
         losses=list(_losses(run, list(iterations))),
         replays=list(_replays(run, list(iterations))),
         calibrations=list(calibrations(run)),
-        sheets=list(_sheets(run)),
-        films=list(_films(run)),
+        sheets=list(_sheets(run)) if media else [],
+        films=list(_films(run)) if media else [],
         throughput=[row for i in iterations for row in _throughput(run, i)],
         stages=_stage_times(run),
+        costs=compared(run.folder),
         lineage=[_version(facts) for facts in run.checkpoints.lineage()],
         unavailable=[Unavailable(name, WEIGHTS_NOT_FOUND) for name in ("LPIPS", "FID", "FVD")],
         notes=list(_notes(run)),
@@ -196,11 +200,8 @@ def _throughput(run: Context, i: int) -> Iterator[Throughput]:
 
 
 def _stage_times(run: Context) -> list[StageTime]:
-    seconds: dict[str, float] = {}
-    for event in read_events(run.folder):
-        if event["event"] == "end":  # a stage that was cut short and continued ends more than once
-            seconds[event["stage"]] = seconds.get(event["stage"], 0.0) + event["seconds"]
-    return [StageTime(name, value) for name, value in seconds.items()]
+    took = {name: one.seconds for name, one in spent(run.folder).items()}
+    return [StageTime(name, seconds) for name, seconds in took.items() if seconds >= 0.1]
 
 
 def _version(facts: dict[str, Any]) -> Version:

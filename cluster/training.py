@@ -21,15 +21,14 @@ from services.stages import read_json, write_json
 
 OnStep = Callable[[int, float], None]
 RESULT = "result.json"  # what the learner returned, written before Ray Train learns of its end
-NO_STEP = -1
 Learner = Callable[[OnStep], dict[str, Any]]  # trains, writes its folder, returns its numbers
 
 
 class StepBoard:
-    """Where a learner writes its newest step, for the bar. One that died comes back empty."""
+    """Where a learner writes its steps, for the bar. One that died comes back empty."""
 
     def __init__(self) -> None:
-        self._newest: tuple[int, float] = (NO_STEP, float("nan"))
+        self._losses: dict[int, float] = {}  # by step; what nobody has asked for yet
         self._refusal = ""
 
     def refuse(self, reason: str) -> None:
@@ -37,12 +36,14 @@ class StepBoard:
         self._refusal = reason
 
     def post(self, step: int, loss: float) -> None:
-        self._newest = (step, loss)
+        """All learners of a run post the same loss: it is a mean over them."""
+        self._losses[step] = loss
 
-    def newest(self) -> tuple[int, float, str]:
-        """Step, its loss, and why the learner refuses to train ("": it does not)."""
-        step, loss = self._newest
-        return step, loss, self._refusal
+    def news(self) -> tuple[dict[int, float], str]:
+        """Losses by step since the last time this was asked, and why the learner refuses to train
+        ("": it does not)."""
+        losses, self._losses = self._losses, {}
+        return losses, self._refusal
 
 
 @dataclass
@@ -95,6 +96,7 @@ def fit(
             was retried.
         StoppedError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
     """
+    bar.hold(cluster.learner_workers * cluster.learner_gpus)
     board = start(StepBoard, **service())
     settings = {"learner": learner, "board": board, "folder": folder.resolve()}
     try:
@@ -152,17 +154,20 @@ def _last_line(error: BaseException) -> str:
 
 
 def _watch(running: _Fit, board: Any, stall_timeout_s: float, bar: Bar) -> None:
-    last, moved = NO_STEP, time.monotonic()
-    while running.is_alive():
+    moved, going = time.monotonic(), True
+    while going:
+        going = running.is_alive()  # one more round after its end: the last steps
         running.join(timeout=0.3)
-        step, loss, refusal = answer(board.newest.remote())
+        losses, refusal = answer(board.news.remote())
         if refusal:
             raise ValueError(f"{bar.name}: {refusal}")
-        if step not in (last, NO_STEP):
-            last, moved = step, time.monotonic()
+        for step, loss in sorted(losses.items()):
+            if not bar.done:
+                bar.begin_with(step - 1)  # an earlier process took those
             bar.at(step, loss=loss)
+            moved = time.monotonic()
         if time.monotonic() - moved > stall_timeout_s:
             raise StoppedError(
-                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {last}). "
+                f"{bar.name}: no training step for {stall_timeout_s:g} s (at step {bar.done}). "
                 "Look at the learner's log in the Ray dashboard, or raise cluster.stall_timeout_s"
             )

@@ -19,12 +19,11 @@ from typing import Any
 from cluster import learning
 from cluster.calibration import calibration
 from cluster.collecting import collect, demonstrations, evaluate
-from cluster.context import Context, Versions
+from cluster.context import CONTROL_VERSION, Context, Versions
 from cluster.imagining import imagine
 from cluster.scoring import score
 from cluster.setup import publish_bases, publish_policy
 
-CONTROL_VERSION = 9000  # of the control's policy; versions of the loop count up from 0
 Results = dict[str, Any]
 
 

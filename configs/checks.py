@@ -39,6 +39,6 @@ def inside(flag: str, value: float, low: float, high: float) -> None:
 
 def worker_count(flag: str, value: object) -> None:
     """Raise ValueError unless ``value`` is a positive whole number or ``auto``."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value != "auto" and not (whole and value >= 1):
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value != "auto" and not number:
         raise ValueError(f"{flag}={value} must be a number of at least 1, or auto")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from configs.checks import at_least, has_base, inside, one_of, worker_count
+from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
 from configs.policy import PolicyConfig
 from configs.remote import ServeConfig
@@ -30,6 +31,7 @@ JOBS = (
 )
 WORLD_MODEL_JOBS = ("latents", "export_world_model")  # need neither a policy nor a reward model
 DATA_JOBS = ("export", "statistics", "sizes")  # need no weights at all
+SINKS = ("tensorboard", "wandb")
 POLICY_JOBS = ("evaluate", "serve")  # need neither a world model nor a reward model
 
 
@@ -188,9 +190,13 @@ class RunConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     replay_eval: ReplayEvalConfig = field(default_factory=ReplayEvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    sinks: list[str] = field(default_factory=list)  # tensorboard, wandb: the numbers go there, too
 
     def __post_init__(self) -> None:
         one_of("job", self.job, JOBS)
+        for sink in self.sinks:
+            one_of("sinks", sink, SINKS)
         self._check_bases()
         if not self.out:
             raise ValueError("out='' names no folder: give out=<folder>")

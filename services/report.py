@@ -1,9 +1,12 @@
 """The run's report: one self-contained HTML page, and the same numbers as JSON."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from services.report_cost import cost
 from services.report_data import ReportData
 from services.report_html import text
+from services.report_live import PLACE, RELOAD_S, Now, running
 from services.report_material import films, learning, lineage, notes, world_model
 from services.report_media import Budget
 from services.report_numbers import to_json
@@ -22,6 +25,7 @@ PLACES = {
     "films": "Films",
     "learning": "Learning",
     "throughput": "Throughput",
+    "cost": "Cost",
     "lineage": "Lineage",
     "notes": "Notes",
 }
@@ -37,36 +41,60 @@ def write_report(data: ReportData, folder: Path) -> Path:
         ValueError: a film without frames, or whose halves differ in size.
     """
     write_json(folder / "report.json", to_json(data))
-    path = folder / "report.html"
-    partial = folder / "report.html.tmp"
-    partial.write_text(page(data), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return _replace(folder / "report.html", page(data))
+
+
+def write_live(title: str, body: str, now: Now, folder: Path) -> Path:
+    """Write the page of a run that goes on: what happens now, then ``body`` (see ``sections``)."""
+    head = "" if now.stopped else f'<meta http-equiv="refresh" content="{RELOAD_S}">'
+    shown = _assembled((title, now.written), running(now) + body, {PLACE[0]: PLACE[1]}, head)
+    return _replace(folder / "report.html", shown)
+
+
+def _replace(path: Path, content: str) -> Path:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(content, encoding="utf-8")
+    return partial.replace(path)
 
 
 def page(data: ReportData, media_bytes: int = MEDIA_BYTES) -> str:
     """The whole page as text, with at most ``media_bytes`` of films and pictures."""
+    return _assembled((data.title, data.created), sections(data, media_bytes))
+
+
+def sections(data: ReportData, media_bytes: int = MEDIA_BYTES) -> str:
+    """Everything below the page's head."""
     budget = Budget(media_bytes)
-    parts = [
-        summary(data),
-        success(data),
-        imagination(data),
-        judgement(data),
-        world_model(data),
-        films(data, budget),
-        learning(data),
-        throughput(data),
-        lineage(data),
-        notes(data),
-    ]
-    links = "".join(f'<a href="#{name}">{text(label)}</a>' for name, label in PLACES.items())
+    return "".join(
+        [
+            summary(data),
+            success(data),
+            imagination(data),
+            judgement(data),
+            world_model(data),
+            films(data, budget),
+            learning(data),
+            throughput(data),
+            cost(data),
+            lineage(data),
+            notes(data),
+        ]
+    )
+
+
+def _assembled(
+    title: tuple[str, str], body: str, more: Mapping[str, str] | None = None, head: str = ""
+) -> str:
+    """A page. ``title``: its name and when it was made; ``more``: links before the usual ones."""
+    places = {**(more or {}), **PLACES}
+    links = "".join(f'<a href="#{name}">{text(label)}</a>' for name, label in places.items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(data.title)}</title>"
+        f'<meta name="color-scheme" content="light dark">{head}'
+        f"<title>{text(title[0])}</title>"
         f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{text(data.title)}</h1><p>{text(data.created)}</p></header>"
-        f"<nav>{links}</nav><main>{''.join(parts)}</main>"
+        f"<header><h1>{text(title[0])}</h1><p>{text(title[1])}</p></header>"
+        f"<nav>{links}</nav><main>{body}</main>"
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
     )

@@ -202,6 +202,24 @@ class StageTime:
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """What a stage takes. ``gpu_seconds``: GPUs held, times seconds."""
+
+    seconds: float | int
+    gpu_seconds: float | int
+    disk_bytes: float | int
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """One stage; None: not expected, or not run."""
+
+    stage: str
+    expected: Amount | None
+    spent: Amount | None
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """One published checkpoint and what it was made from."""
 
@@ -240,6 +258,7 @@ class ReportData:
     films: list[Film] = field(default_factory=list)
     throughput: list[Throughput] = field(default_factory=list)
     stages: list[StageTime] = field(default_factory=list)
+    costs: list[StageCost] = field(default_factory=list)
     lineage: list[Version] = field(default_factory=list)
     unavailable: list[Unavailable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -104,7 +104,28 @@ def _counts(size: ModelSize, train: TrainConfig, available: float) -> Iterator[s
 
 def _shared_lines(config: RunConfig, sizes: list[ModelSize]) -> Iterator[str]:
     for name, need, gpus in _inference_needs(config, sizes):
-        yield f"{name}: {need / GIB:.1f} GiB on {gpus:g} GPU"
+        fit = int(_room(config, 1.0) // need)
+        yield f"{name}: {need / GIB:.1f} GiB on {gpus:g} GPU; one GPU holds {fit}"
+
+
+def packed(config: RunConfig) -> RunConfig:
+    """The config with as large a share of a GPU per imagination worker as its memory needs, where
+    ``cluster.pack_gpus`` asks for it: 1, 1/2, 1/3, ...
+
+    Raises:
+        ValueError: no published model, so nothing is known of its memory; or one is too large.
+    """
+    if not config.cluster.pack_gpus:
+        return config
+    needs = {name: need for name, need, _ in _inference_needs(config, _real(config))}
+    if "imagination worker" not in needs:
+        raise ValueError(
+            "cluster.pack_gpus=true needs the size of a published policy or world model: give "
+            "cluster.worker_gpus=<share of a GPU> instead"
+        )
+    count = int(_room(config, 1.0) // needs["imagination worker"])
+    share = 1 / count if count else 1.0  # too large even alone: check_plan says so
+    return replace(config, cluster=replace(config.cluster, worker_gpus=share))
 
 
 def check_plan(config: RunConfig) -> None:

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+Note = Callable[[Any], None]  # told what the stage returned
 
 
 def write_json(path: Path, value: object) -> None:
@@ -34,11 +37,21 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Stages:
-    """The finished stages under ``folder``, one manifest each; none of them runs again."""
+def _unseen(_name: str) -> AbstractContextManager[Note]:
+    return nullcontext(lambda _result: None)
 
-    def __init__(self, folder: Path) -> None:
+
+class Stages:
+    """The finished stages under ``folder``, one manifest each; none of them runs again.
+
+    ``around(name)`` is entered while a stage runs, as ``Reporter.within``.
+    """
+
+    def __init__(
+        self, folder: Path, around: Callable[[str], AbstractContextManager[Note]] = _unseen
+    ) -> None:
         self._folder = folder
+        self._around = around
 
     def result(self, name: str) -> Any | None:
         path = self._path(name)
@@ -52,8 +65,10 @@ class Stages:
 
     def again(self, name: str, work: Callable[[], Any]) -> Any:
         """Do the work whether or not it was done before, and store what it returned."""
-        result = work()
-        write_json(self._path(name), {"stage": name, "result": result})
+        with self._around(name) as note:
+            result = work()
+            note(result)
+            write_json(self._path(name), {"stage": name, "result": result})
         return result
 
     def _path(self, name: str) -> Path:

@@ -59,6 +59,8 @@ def _missing():
             missing[marker] = f"{name}={os.environ[name]} is not there"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         missing["browser"] = "no Chromium found"
+    if not all(map(shutil.which, ("prometheus", "promtool"))):
+        missing["prometheus"] = "no Prometheus found"
     return missing
 
 

@@ -11,8 +11,8 @@ from replay.store import ReplayStore
 pytestmark = pytest.mark.ray
 
 STAGES = [
-    "demonstrations", "evaluate base", "1 collect", "1 train world model", "1 calibration",
-    "1 imagine", "1 score", "1 train policy", "evaluate vlaw-1", "train control",
+    "demonstrations", "evaluate base", "1 collect", "1 train world model", "1 replay quality",
+    "1 calibration", "1 imagine", "1 score", "1 train policy", "evaluate vlaw-1", "train control",
     "evaluate control",
 ]  # fmt: skip
 
@@ -111,3 +111,16 @@ def test_the_same_command_again_has_nothing_to_do(undisturbed, start, loop, even
     assert {p: p.stat().st_mtime_ns for p in (undisturbed / "stages").iterdir()} == before
     assert again.vanish() == {}
     assert [path.name for path in again.log.parent.iterdir()] == ["output.txt"]  # no stray logs
+
+
+def test_every_stage_was_expected_and_the_report_says_what_it_took(undisturbed, report):
+    rows = {row["stage"]: row for row in report["costs"]}
+    expected = {name for name, row in rows.items() if row["expected"]}
+    assert expected == {*STAGES, "1 train reward"} - {"1 replay quality"}
+    for name in STAGES:
+        assert rows[name]["spent"]["seconds"] > 0, name
+    assert rows["1 train reward"]["spent"] is None  # the labels of D_real show one outcome only
+    grown = sum(row["spent"]["disk_bytes"] for row in rows.values() if row["spent"])
+    stored = sum(p.stat().st_size for p in (undisturbed / "stores").rglob("*") if p.is_file())
+    assert grown > stored  # checkpoints, too
+    assert 'http-equiv="refresh"' not in (undisturbed / "report.html").read_text("utf-8")

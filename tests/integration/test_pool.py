@@ -39,10 +39,10 @@ def cluster():
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of which only the imagined store is used; leases of 4 s, two failures allowed."""
+    """A run of which only the imagined store is used; two failures in a row are allowed."""
     config = RunConfig(
         task={"book": TaskOverrides()},
-        imagination=ImaginationConfig(slots=4, max_chunks=CHUNKS, groups=2, lease_s=4),
+        imagination=ImaginationConfig(slots=4, max_chunks=CHUNKS, groups=2, lease_s=120),
         cluster=ClusterConfig(worker_cpus=0.5, max_failures=2),
     )
     stores = {name: str(tmp_path / "stores" / name) for name in STORES}
@@ -106,6 +106,8 @@ def check_all_there(run: Context, count: int) -> None:
 def test_a_worker_that_dies_or_hangs_is_replaced(run, tmp_path, number):
     """In the middle of a chunk, with trajectories in hand, a worker is killed or stopped."""
     said: list[str] = []
+    if number == signal.SIGSTOP:
+        run.config.imagination.lease_s = 5
     build = partial(models, 0.02, Trap(5, number, tmp_path / "sprung"))
     pool = TaskPool(run, items(12), build, said.append)
     play(pool, lambda: 2)

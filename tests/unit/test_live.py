@@ -1,97 +1,65 @@
-"""Watching and scaling a run through its folder."""
+"""The page of a run that goes on."""
 
-import json
-import os
-import time
+import math
+import re
 
 import pytest
-from rich.console import Console
 
-from cluster.scale import main
-from services.live import Board, ask, read_shown
-from services.stages import write_json
+from services.replay import StoreCounts
+from services.report import page, sections, write_live, write_report
+from services.report_data import ReportData
+from services.report_live import RELOAD_S, Now, Work, running
 
-ROW = {"wanted": 2, "working": 1, "waiting": 7, "done": 3, "trajectories_per_hour": 1234.5}
-
-
-@pytest.fixture
-def run(tmp_path):
-    write_json(tmp_path / "run.json", {"settings": {"task": {"draw": {}, "stack": {}}}})
-    return tmp_path
-
-
-def scale(run, *arguments: str) -> str:
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with console.file:
-        main([*arguments, f"out={run}"], run, console)
-        return console.export_text()
-
-
-def test_what_is_asked_for_reaches_the_stage_at_its_next_look(run):
-    board = Board(run)
-    assert board.wishes() == {}
-    scale(run, "draw=6")
-    assert board.wishes() == {"draw": 6}
-    scale(run, "stack=auto")
-    assert board.wishes() == {"draw": 6, "stack": "auto"}
-    assert "draw=6, stack=auto" in scale(run, "status")
-    scale(run, "draw=default")
-    assert board.wishes() == {"stack": "auto"}
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("drwa=3", "Did you mean task=draw"),
-        ("draw=0", "draw=0 must be a number of at least 1, auto, or default"),
-        ("draw=many", "draw=many must be a number"),
-        ("stat", "usage: python -m cluster.scale"),
-    ],
+DATA = ReportData("VLAW run x", "today", {})
+WORK = Work("1 imagine", 24, 96, "trajectories", 0.5, 48.0, {"loss": 0.25})
+NOW = Now(
+    "2026-11-25 23:07:55 UTC",
+    "1 imagine",
+    [WORK],
+    {"book": {"workers": 2, "accepted": 7, "per_hour": 1800.0}, "<draw>": {"workers": 1}},
+    {"policy": 1, "world_model": 2},
+    {"real": StoreCounts(8, 8, 3, 3 * 2**20)},
+    [("1 collect", 75.0)],
 )
-def test_nonsense_is_refused_and_nothing_is_asked_for(run, word, message):
-    with pytest.raises(ValueError, match=message):
-        scale(run, word)
-    assert not (run / "workers.json").exists()
 
 
-def test_one_wrong_word_asks_for_nothing(run):
-    with pytest.raises(ValueError, match="stack=x"):
-        scale(run, "draw=3", "stack=x")
-    assert not (run / "workers.json").exists()
+def test_numbers_of_the_moment_by_hand():
+    assert WORK.eta_s == (96 - 24) / 0.5
+    assert math.isnan(Work("x", 0, 10, "steps", 0, 5.0).eta_s)
+    html = running(NOW)
+    assert "2 min 24 s" in html  # 144 s left
+    assert f"{24} of 96" in html
+    assert "1\u202f800 / h" in html
+    assert "flex:0 0 25.0%" in html
+    assert "policy v1, world model v2" in html
+    assert "<td>real</td><td>8</td><td>8</td><td>3</td><td>3.0</td>" in html
+    assert "1 min 15 s" in html
 
 
-def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no run"):
-        scale(tmp_path, "status")
+def test_a_task_has_a_row_and_lacks_what_it_does_not_count():
+    html = running(NOW)
+    heads = re.search(r"<h3>Tasks</h3>.*?</thead>", html).group(0)
+    assert re.findall(r'<th scope="col">([^<]*)', heads) == [
+        "task", "workers", "accepted", "per hour",
+    ]  # fmt: skip
+    assert "<tr><td>book</td><td>2</td><td>7</td><td>1\u202f800</td></tr>" in html
+    assert "<tr><td>&lt;draw&gt;</td><td>1</td><td>\u2013</td><td>\u2013</td></tr>" in html
 
 
-def test_the_table_shows_the_stage_and_says_when_it_went_silent(run):
-    assert "nothing was imagined yet" in scale(run, "status")
-    board = Board(run)
-    board.show(2, {"draw": ROW})
-    text = scale(run, "status")
-    assert "iteration 2 goes on" in text
-    assert "1.23e+03" in text
-    long_ago = time.time() - 3600
-    os.utime(run / "imagination.json", (long_ago, long_ago))
-    assert "last seen 3600 s ago" in scale(run, "status")
-    board.end(2, {"draw": ROW})
-    assert "has ended" in scale(run, "status")
-
-
-def test_numbers_are_written_once_a_second_at_most(run):
-    board = Board(run)
-    board.show(1, {"draw": ROW})
-    board.show(1, {"draw": ROW | {"done": 4}})
-    shown = read_shown(run)
-    assert shown is not None
-    assert shown[0]["tasks"]["draw"]["done"] == 3
-    board.end(1, {"draw": ROW | {"done": 4}})
-    assert json.loads((run / "imagination.json").read_text())["tasks"]["draw"]["done"] == 4
-
-
-def test_a_damaged_wish_is_named(run):
-    ask(run, {"draw": 2})
-    (run / "workers.json").write_text('{"draw": "lots"}')
-    with pytest.raises(ValueError, match="draw=lots must be"):
-        Board(run).wishes()
+@pytest.mark.parametrize("stopped", ["", "the arm does not answer."])
+def test_the_page_loads_itself_again_until_the_run_ends(tmp_path, stopped):
+    path = write_live(
+        DATA.title,
+        sections(DATA),
+        Now("now", "", stopped=stopped, stores=NOW.stores),
+        tmp_path,
+    )
+    html = path.read_text(encoding="utf-8")
+    again = f'<meta http-equiv="refresh" content="{RELOAD_S}">'
+    assert html.count(again) == (0 if stopped else 1)
+    assert ("Stopped: the arm does not answer. The same command" in html) == bool(stopped)
+    assert '<a href="#now">' in html
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    final = write_report(DATA, tmp_path)
+    assert "refresh" not in final.read_text(encoding="utf-8")
+    assert final.read_text(encoding="utf-8") == page(DATA)

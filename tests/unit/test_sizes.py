@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from configs import schema
-from configs.run import RunConfig
+from configs.run import ClusterConfig, RunConfig, TaskOverrides
 from configs.training import TrainConfig
 from services.model_sizes import ModelSize, Stream, model_sizes
-from services.sizes import GIB, check_plan, inference_bytes, problems, training_memory
+from services.sizes import GIB, check_plan, inference_bytes, packed, problems, training_memory
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ["PARITY_DIR"]) / "../reference"
@@ -136,3 +136,21 @@ def test_a_cpu_plan_is_not_looked_at_and_a_wrong_folder_is_refused(tmp_path):
     check_plan(RunConfig(task={"draw": full().task["draw"]}))
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         sizes(f"reward.qwen.path={tmp_path}")
+
+
+def test_workers_are_packed_by_what_a_gpu_holds():
+    """One worker's bytes from the two models' own sizes; the largest k with k x need <= 95 %."""
+    config = full("cluster.pack_gpus=true")
+    slots = config.imagination.slots
+    need = inference_bytes(sizes()["policy"], slots, True)
+    need += inference_bytes(
+        sizes()["world_model"], 2 * config.world_model.ctrl_world.batch_slots, True
+    )
+    assert packed(full()) is full()
+    for memory in (80, 141):
+        config = full("cluster.pack_gpus=true", f"cluster.gpu_memory_gb={memory}")
+        count = round(1 / packed(config).cluster.worker_gpus)
+        assert count * need <= 0.95 * memory * GIB < (count + 1) * need
+        check_plan(packed(config))
+    with pytest.raises(ValueError, match=r"give cluster\.worker_gpus"):
+        packed(RunConfig(task={"book": TaskOverrides()}, cluster=ClusterConfig(pack_gpus=True)))

@@ -1,0 +1,1 @@
+"""Prometheus and Grafana for a running loop, as files; see docs/observability.md."""
