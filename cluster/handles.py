@@ -114,9 +114,12 @@ def run_once(
     return answer(task.remote(*arguments), timeout_s)
 
 
-def here() -> dict[str, Any]:
-    """Options that keep a process on the driver's node: what asks for no CPU may land anywhere."""
-    return on_node(ray.get_runtime_context().get_node_id())
+def service() -> dict[str, Any]:
+    """Options of a process that serves the whole run: started again whenever it dies, and on the
+    driver's node, which sees the run's folder and is lost only with the run itself. What asks for
+    no CPU would otherwise land anywhere, on the robot's host too."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1} | on_node(node_id)
 
 
 def on_node(node_id: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from cluster import (
 from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
-from cluster.handles import answer, here, in_plain_words, start
+from cluster.handles import answer, in_plain_words, service, start
 from cluster.live import live_page
 from cluster.metrics import RayMeter
 from cluster.placement import big_enough, describe, place, processes
@@ -271,8 +271,7 @@ def open_run(config: RunConfig, folder: Path, tasks: list[str]) -> Iterator[Cont
         stack.enter_context(session(config, tasks))
         reporter.event("plan", plan=_find_room(config, folder, tasks, reporter))
         stores = {name: str(folder / "stores" / name) for name in STORES}
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-        replay = start(ReplayService, stores, None, RayMeter(), **options, **here())
+        replay = start(ReplayService, stores, None, RayMeter(), **service())
         answer(replay.counts.remote())  # the stores exist from here on
         stages = Stages(folder / "stages", reporter.within)
         checkpoints = CheckpointFolder(folder / "checkpoints")

@@ -12,7 +12,7 @@ import torch
 from cluster.checkpoints import base_folder
 from cluster.collecting import collect, demonstrations
 from cluster.context import Context
-from cluster.handles import Stall, answer, end, spread, start, up
+from cluster.handles import Stall, answer, end, service, spread, start, up
 from configs.world_model import WorldModelConfig
 from contracts.constants import NO_VERSION
 from contracts.types import LatentFormat
@@ -148,8 +148,7 @@ def extract(run: Context, folder: Path, wanted: Mapping[str, list[str]]) -> Extr
         with run.reporter.stage("latents", total, "episodes") as bar:
             latents = _format(encoders, hire, run.stall(bar, ADVICE))
             dtype = config.world_model.ctrl_world.latents_dtype
-            restarts = {"max_restarts": -1, "max_task_retries": -1}  # it adds nothing twice
-            writer = start(LatentWriter, stores, latents, dtype, num_cpus=0, **restarts)
+            writer = start(LatentWriter, stores, latents, dtype, **service())  # adds nothing twice
             missing = {n: answer(writer.missing.remote(n, wanted[n])) for n in stores}
             left = [(store, name) for store, ids in missing.items() for name in ids]
             bar.begin_with(total - len(left))

@@ -166,7 +166,7 @@ def look(note: Path) -> Sight:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that must agree between processes, in this one."""
-    found = {"Python": platform.python_version()}
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself asks for more
     for name in PACKAGES:
         try:
             found[name] = version(name)

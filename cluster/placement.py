@@ -103,7 +103,7 @@ def place(plan: list[Process], nodes: list[Node]) -> list[Placed]:
     """
     placed = []
     for stage in dict.fromkeys(process.stage for process in plan):
-        free = {node.name: [node.cpus, node.gpus, float(node.robots)] for node in nodes}
+        free = [[node.cpus, node.gpus, float(node.robots)] for node in nodes]
         for process in (p for p in plan if p.stage == stage):
             names = [_take(process, nodes, free) for _ in range(process.count)]
             placed.append(Placed(process, tuple(names)))
@@ -116,14 +116,13 @@ def hosts(plan: list[Process], nodes: list[Node]) -> list[Node]:
     return [n for n in nodes if any(n.cpus >= p.cpus and n.gpus >= p.gpus for p in others)]
 
 
-def _take(process: Process, nodes: list[Node], free: dict[str, list[float]]) -> str:
+def _take(process: Process, nodes: list[Node], free: list[list[float]]) -> str:
     wanted = (process.cpus, process.gpus, float(bool(process.resource)))
-    for node in nodes:
+    for k, node in enumerate(nodes):  # not by name: two nodes may have the same
         if process.resource and process.resource not in node.resources:
             continue
-        left = free[node.name]
-        if all(want <= have + 1e-9 for want, have in zip(wanted, left, strict=True)):
-            free[node.name] = [have - want for want, have in zip(wanted, left, strict=True)]
+        if all(want <= have + 1e-9 for want, have in zip(wanted, free[k], strict=True)):
+            free[k] = [have - want for want, have in zip(wanted, free[k], strict=True)]
             return node.name
     raise ShortageError(_shortage(process, nodes), process.stage)
 

@@ -9,7 +9,7 @@ import ray
 
 from actors.imagination import ImaginationSettings, ImaginationStats, Models
 from cluster.context import Context
-from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, start, who_died
+from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, service, start, who_died
 from cluster.processes import ImaginationProcess, QueueProcess
 from contracts.errors import StoppedError
 from contracts.types import WorkItem
@@ -59,9 +59,7 @@ class TaskPool:
         self._settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
         lease_s = run.config.imagination.lease_s
         store = run.store_folder("imagined")
-        queue = start(
-            QueueProcess, items, lease_s, store, num_cpus=0, max_restarts=-1, max_task_retries=-1
-        )
+        queue = start(QueueProcess, items, lease_s, store, **service())
         self._process, self.queue = queue, RemoteQueue(queue)
         self._sink, self._lost = RemoteStore(run.replay, "imagined"), lost
         self._workers: list[_Worker] = []

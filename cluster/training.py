@@ -12,7 +12,7 @@ from ray.train import FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from cluster.handles import LOSSES, answer, end, start, who_died
+from cluster.handles import LOSSES, answer, end, service, start, who_died
 from configs.run import ClusterConfig
 from contracts.errors import DiskFullError, StoppedError, room
 from learners.loop import DivergedError
@@ -97,7 +97,7 @@ def fit(
         StoppedError: the learner failed for good, or made no step for ``cluster.stall_timeout_s``.
     """
     bar.hold(cluster.learner_workers * cluster.learner_gpus)
-    board = start(StepBoard, num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    board = start(StepBoard, **service())
     settings = {"learner": learner, "board": board, "folder": folder.resolve()}
     try:
         error = _attempt(settings, name, cluster, bar)

@@ -89,3 +89,11 @@ def test_the_node_that_a_plan_is_drawn_on_holds_its_widest_stage_and_no_more():
 def test_an_evaluation_places_robots_and_their_policy_only():
     plan = processes(RunConfig(job="evaluate", task={"book": TaskOverrides()}), ["book"])
     assert [process.name for process in plan] == ["robot", "policy server"]
+
+
+def test_nodes_of_the_same_name_have_room_of_their_own():
+    twins = [Node("gpu", cpus=4, gpus=1), Node("gpu", cpus=4, gpus=1)]
+    plan = [Process("imagine", "worker", 2, cpus=1, gpus=1)]
+    assert place(plan, twins)[0].nodes == ("gpu", "gpu")
+    with pytest.raises(ShortageError):
+        place([Process("imagine", "worker", 3, cpus=1, gpus=1)], twins)
