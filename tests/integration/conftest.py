@@ -52,13 +52,13 @@ class Job:
         """Wait for the end and return the exit status."""
         return self.process.wait(TIMEOUT_S)
 
-    def when(self, reached: Callable[[], bool]) -> None:
+    def when(self, reached: Callable[[], bool], every_s: float = 0.05) -> None:
         """Wait until the run is there. It must not end before."""
         until = time.monotonic() + TIMEOUT_S
         while not reached():
             assert self.process.poll() is None, self.output
             assert time.monotonic() < until, self.output
-            time.sleep(0.05)
+            time.sleep(every_s)
 
     def interrupt(self) -> None:
         """What Ctrl-C does: SIGINT to the whole group that the terminal started."""
@@ -76,15 +76,19 @@ class Job:
                 continue
         return found
 
-    def strike(self, *classes: str) -> None:
-        """``kill -9`` of every process of these classes, all at once, as soon as each has one."""
+    def find(self, *classes: str) -> list[int]:
+        """The processes of these classes, as soon as each has one."""
 
         def found() -> dict[int, str]:
             titles = self.living().items()
             return {number: c for number, title in titles for c in classes if f"ray::{c}" in title}
 
         self.when(lambda: set(found().values()) == set(classes))
-        for number in found():
+        return list(found())
+
+    def strike(self, *classes: str) -> None:
+        """``kill -9`` of every process of these classes, all at once, as soon as each has one."""
+        for number in self.find(*classes):
             os.kill(number, signal.SIGKILL)
 
     def vanish(self, seconds: float = 60.0) -> dict[int, str]:

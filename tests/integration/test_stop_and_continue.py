@@ -1,6 +1,7 @@
 """A run that is stopped, killed and continued ends as the run that nobody disturbed, bit by bit."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,9 +41,9 @@ class Disturbance:
     def count(self, store: str) -> int:
         return count(self.folder, store)
 
-    def steps(self) -> int:
-        """Of the policy's training, as far as it could be continued."""
-        state = self.folder / "training" / "1 train policy" / "state"
+    def steps(self, stage: str = "1 train policy") -> int:
+        """Of a training, as far as it could be continued."""
+        state = self.folder / "training" / stage / "state"
         return max((int(path.name[5:]) for path in state.glob("step-*")), default=0)
 
     def stop(self, job: Any) -> None:
@@ -73,7 +74,10 @@ class Disturbance:
     def while_it_imagines(self) -> None:
         job = self.job("imagination.slots=1")
         job.when(lambda: self.begun("1 train world model"))
-        job.strike("RayTrainWorker")
+        learners = job.find("RayTrainWorker")
+        job.when(lambda: self.steps("1 train world model") >= 2, every_s=0.001)
+        for number in learners:  # there are two steps more, and then the last checkpoint
+            os.kill(number, signal.SIGKILL)
         job.when(lambda: self.begun("1 imagine") and self.count("imagined") >= 1)
         job.strike("ImaginationProcess")
         before = self.count("imagined")
