@@ -84,6 +84,7 @@ def pytest_report_header(config):
     return [f"left out: -m {marker} ({why})" for marker, why in _missing().items()]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(config, items):
     for item in items:  # each file stays in one process, and its fixtures are made once
         group = ONE_PROCESS.get(item.path.name, str(item.path))
