@@ -14,10 +14,6 @@ from tempfile import TemporaryDirectory
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ONE_PROCESS = {  # files that share one long run of the loop
-    "test_loop.py": "undisturbed",
-    "test_stop_and_continue.py": "undisturbed",
-}
 SHARED = Path(os.environ.get("VLAW_SHARED", ROOT / "../shared"))
 os.environ.setdefault("PARITY_DIR", str(SHARED / "parity"))
 os.environ.setdefault("HF_PROCESSOR_PYTHON", str(ROOT / "../env/hf/bin/python"))
@@ -84,11 +80,7 @@ def pytest_report_header(config):
     return [f"left out: -m {marker} ({why})" for marker, why in _missing().items()]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(config, items):
-    for item in items:  # each file stays in one process, and its fixtures are made once
-        group = ONE_PROCESS.get(item.path.name, str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
     asked = config.getoption("-m")
     left_out = {marker for marker in _missing() if marker not in asked}
     if any(item.get_closest_marker("openpi_client") for item in items):
