@@ -79,7 +79,7 @@ class Disturbance:
         for number in learners:  # there are two steps more, and then the last checkpoint
             os.kill(number, signal.SIGKILL)
         job.when(lambda: self.begun("1 imagine") and self.count("imagined") >= 1)
-        job.strike("ImaginationProcess")
+        job.strike("ImaginationProcess", "ScorerProcess")  # it scores what is imagined
         before = self.count("imagined")
         job.when(lambda: self.count("imagined") > before)
         self.kill_driver(job)
@@ -87,8 +87,6 @@ class Disturbance:
 
     def while_it_trains(self) -> None:
         job = self.job("each_task.workers=2", "imagination.slots=3")
-        job.when(lambda: self.begun("1 score"))
-        job.strike("ScorerProcess")
         self.wait_for_steps(job)
         job.strike("RayTrainWorker", "StepBoard")
         self.wait_for_steps(job)
