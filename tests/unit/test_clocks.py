@@ -6,12 +6,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ("actors", "cluster", "configs", "contracts", "envs", "learners", "models", "replay")
 WALL = {"time": {"time", "time_ns", "localtime", "gmtime"}, "datetime": {"now", "utcnow", "today"}}
-MAY_TELL_THE_TIME = {
-    "cluster/live.py": 1,  # when the page was written
-    "services/board.py": 1,  # how old the numbers are that a person looks at  # they write it down for people; nothing is computed from it
+MAY_TELL_THE_TIME = {  # they write it down for people; nothing is computed from it
     "services/progress.py": 1,  # events.jsonl
     "cluster/summary.py": 1,  # report.json: created
     "cluster/judging.py": 1,  # replay.json: created
+    "cluster/live.py": 1,  # when the page was written
+    "services/board.py": 1,  # how old the numbers are that a person looks at
 }
 
 
