@@ -126,6 +126,7 @@ class _Stage:
         self._board = Board(run.folder)
         self._tasks: dict[str, _Task] = {}
         self._names: dict[str, str] = {}  # trajectory -> task
+        self._heard: dict[str, set[str]] = {}  # task -> workers whose silence is shown
         self._moved, self._newest = time.monotonic(), -1
         self._said_waiting = False
 
@@ -201,6 +202,7 @@ class _Stage:
             task.known.update(fresh)
             self._scorer.want(("imagined", name) for name in fresh)
         for verdict in keep(self._run, self._versions.reward, self._scorer.ended()):
+            self._moved = time.monotonic()
             if verdict.trajectory_id in self._names:
                 self._count(self._names[verdict.trajectory_id], verdict)
         for task in self._tasks.values():
@@ -249,8 +251,11 @@ class _Stage:
             meter.set(LEASED, row["leased"], task=name)
             for state in ("wanted", "starting", "working", "idle", "lost"):
                 meter.set(WORKERS, row[state], task=name, state=state)
-            for worker, silence in pool.silence_s().items():
-                meter.set(HEARTBEAT_AGE, silence, task=name, worker=worker)
+            silence = pool.silence_s()
+            gone = self._heard.get(name, set()) - silence.keys()  # a gauge keeps its last value
+            for worker, seconds in (silence | dict.fromkeys(gone, 0.0)).items():
+                meter.set(HEARTBEAT_AGE, seconds, task=name, worker=worker)
+            self._heard[name] = set(silence)
             meter.count(WORKER_RESTARTS, pool.new_deaths(), task=name)
 
     def _table(self) -> dict[str, dict[str, float]]:

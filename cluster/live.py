@@ -28,7 +28,7 @@ def live_page(run: Context) -> Iterator[None]:
     page.start()
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # whatever it was: the page must not say that the run goes on
         page.end(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise
     else:

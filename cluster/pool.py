@@ -65,6 +65,7 @@ class TaskPool:
         self._workers: list[_Worker] = []
         self._numbered = 0
         self._gone: list[ImaginationStats] = []
+        self._stopped = False
         self._wanted, self.most = 0, 0  # workers, now and at most so far
         self.deaths, self._told, self._in_a_row, self._spent_s = 0, 0, 0, 0.0
         self._began = clock()
@@ -73,9 +74,14 @@ class TaskPool:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do and nobody works."""
+        """Whether nothing is left to do, or handed out any more, and nobody works."""
         counts = self.status.counts
-        return not counts.leased + counts.waiting and not self.calls
+        return not (counts.leased or self._waiting or self.calls)
+
+    @property
+    def _waiting(self) -> int:
+        """Items that a worker could still get."""
+        return 0 if self._stopped else self.status.counts.waiting
 
     @property
     def calls(self) -> list[Any]:
@@ -95,7 +101,7 @@ class TaskPool:
         done = len(self.status.done) - self._before
         each = self.worker_seconds / done if done else 1.0
         workers = sum(not worker.retired for worker in self._workers)
-        return Demand(counts.waiting, counts.waiting + counts.leased, workers, each, wanted)
+        return Demand(self._waiting, self._waiting + counts.leased, workers, each, wanted)
 
     def look(self) -> None:
         """See who ended, died or went silent; replace nobody yet.
@@ -125,7 +131,7 @@ class TaskPool:
             worker.retired = True
             self.queue.retire(worker.name)
         for worker in active[:count]:
-            if worker.call is None and self.status.counts.waiting:
+            if worker.call is None and self._waiting:
                 worker.call = worker.actor.run.remote(self._sink)
         for _ in range(count - len(active)):
             self._begin()
@@ -135,7 +141,8 @@ class TaskPool:
 
     def stop(self) -> None:
         """Hand out nothing more; what is under way is finished."""
-        self.queue.stop()
+        self._stopped = True
+        self.queue.stop()  # again each time: a queue that died has forgotten it
 
     def close(self) -> list[ImaginationStats]:
         """End every process; what those counted that ended by themselves."""

@@ -163,3 +163,19 @@ def test_a_queue_that_dies_comes_back_and_nothing_is_imagined_twice(run):
     stats = pool.close()
     assert sum(one.trajectories for one in stats) == 12
     check_all_there(run, 12)
+
+
+def test_a_task_that_has_enough_ends_early(run):
+    """What is under way when it stops is finished and stored; the rest is never begun."""
+    pool = TaskPool(run, items(40), partial(models, 0.02), lambda _: None)
+
+    def wanted() -> int:
+        if pool.status.counts.done:
+            pool.stop()
+        return 1
+
+    play(pool, wanted)
+    pool.close()
+    stored = ReplayStore.open(run.store_folder("imagined")).ids()
+    assert sorted(stored) == [f"dream-{k:02d}" for k in range(len(stored))]
+    assert 4 <= len(stored) < 40
