@@ -59,7 +59,8 @@ class TaskPool:
         self._settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
         lease_s = run.config.imagination.lease_s
         store = run.store_folder("imagined")
-        queue = start(QueueProcess, items, lease_s, store, **service())
+        self._items = ray.put(list(items))  # held here: a queue that starts again needs them
+        queue = start(QueueProcess, self._items, lease_s, store, **service())
         self._process, self.queue = queue, RemoteQueue(queue)
         self._sink, self._lost = RemoteStore(run.replay, "imagined"), lost
         self._workers: list[_Worker] = []
