@@ -6,7 +6,7 @@ from typing import Any
 from actors.rollout import EpisodeRequest
 from cluster.context import Context
 from cluster.handles import RemotePolicy, answer, end, spread, start, up
-from cluster.processes import DemonstrationProcess, DemonstrationRequest, RobotProcess
+from cluster.robots import DemonstrationProcess, DemonstrationRequest, RobotProcess
 from configs.run import RunConfig
 from contracts.seeds import fold
 from contracts.types import Checkpoint

@@ -104,10 +104,10 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         export_world_model(config.world_model, folder)
         return
     _check_start(config, folder)
-    costs, rates = expected(config, cwd, tasks)
+    costs = expected(config, cwd, tasks) if config.job == "loop" else None
     claim(folder, config)
-    if config.job == "loop":
-        store_estimate(folder, {cost.stage: cost.amount for cost in costs}, rates.source)
+    if costs:
+        store_estimate(folder, {cost.stage: cost.amount for cost in costs[0]}, costs[1].source)
     with open_run(config, folder, tasks) as run:
         _work(run)
 
@@ -254,8 +254,8 @@ def _print_plan(config: RunConfig, cwd: Path, tasks: list[str]) -> None:
     node = big_enough(plan)
     title = f"plan, on {node.name} with {node.cpus:g} CPUs and {node.gpus:g} GPUs for Ray"
     text = f"[bold]{title}[/]\n{describe(place(plan, [node]))}"
-    costs, rates = expected(config, cwd, tasks)
-    text = "\n".join([text, *lines(config, costs, rates)])
+    if config.job == "loop":
+        text = "\n".join([text, *lines(config, *expected(config, cwd, tasks))])
     console.print(text, highlight=False, soft_wrap=True)
 
 

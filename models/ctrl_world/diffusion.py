@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.ctrl_world.network import LATENT_SCALE
+from models.ctrl_world.latents import LATENT_SCALE
 
 HISTORY = 6  # frames before the current one; a clip is [history, current, the ones to predict]
 SIGMA_MAX, SIGMA_MIN, RHO = 700.0, 0.002, 7.0  # Karras schedule of SVD's scheduler

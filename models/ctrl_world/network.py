@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from configs.world_model import CtrlWorldConfig
+from models.ctrl_world.latents import LATENT_CHANNELS, LATENT_SCALE
 
 POSE_DIM = 7  # x, y, z in m, extrinsic xyz Euler angles in rad, gripper
-LATENT_CHANNELS = 4
-LATENT_SCALE = 0.18215  # SVD's VAE: its posterior times this has about unit variance
-PIXELS_PER_LATENT = 8
 TIME_IDS = 3  # fps, motion bucket, noise augmentation
 TEXT_TOKENS = 77
 

@@ -15,6 +15,7 @@ from configs.world_model import WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.seeds import fold
 from contracts.types import LatentFormat, StartState
+from models.ctrl_world.autoencoder import decode, encode, encoder_checksum, posterior
 from models.ctrl_world.checkpoint import load_state, read_state, save_safetensors
 from models.ctrl_world.diffusion import (
     Conditions,
@@ -31,17 +32,14 @@ from models.ctrl_world.history import (
     upstream_offsets,
 )
 from models.ctrl_world.latents import (
+    LATENT_SCALE,
     NUM_VIEWS,
     check_frame_size,
-    decode,
     draw,
-    encode,
-    encoder_checksum,
     latent_shape,
-    posterior,
     to_uint8,
 )
-from models.ctrl_world.network import LATENT_SCALE, TEXT_TOKENS, CtrlWorldNetwork
+from models.ctrl_world.network import TEXT_TOKENS, CtrlWorldNetwork
 from models.interfaces import Batch, LatentBatch, WorldModelBatch
 
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from cluster.checkpoints import BASE
-from cluster.processes import DemonstrationProcess, DemonstrationRequest
+from cluster.robots import DemonstrationProcess, DemonstrationRequest
 from configs import schema
 from contracts.seeds import fold
 from learners.policy import PolicySources, train_policy

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from configs.world_model import CtrlWorldConfig, WorldModelConfig
+from models.ctrl_world.autoencoder import decode, decode_clips, encode, posterior
 from models.ctrl_world.checkpoint import load_state, read_state
 from models.ctrl_world.diffusion import (
     Conditions,
@@ -30,16 +31,8 @@ from models.ctrl_world.history import (
     pose_table,
     upstream_offsets,
 )
-from models.ctrl_world.latents import (
-    decode,
-    decode_clips,
-    encode,
-    posterior,
-    split_views,
-    stack_views,
-    to_uint8,
-)
-from models.ctrl_world.network import LATENT_SCALE, CtrlWorldNetwork
+from models.ctrl_world.latents import LATENT_SCALE, split_views, stack_views, to_uint8
+from models.ctrl_world.network import CtrlWorldNetwork
 from models.ctrl_world.world_model import CtrlWorldModel, Slot
 
 pytestmark = pytest.mark.parity

@@ -9,6 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
 from torch import Tensor
 
 from configs.world_model import CtrlWorldConfig
+from models.ctrl_world.autoencoder import decode, encode
 from models.ctrl_world.history import (
     FIRST_FRAME,
     PoseRange,
@@ -18,8 +19,6 @@ from models.ctrl_world.history import (
 )
 from models.ctrl_world.latents import (
     check_frame_size,
-    decode,
-    encode,
     latent_shape,
     split_views,
     stack_views,

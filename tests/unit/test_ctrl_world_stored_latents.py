@@ -14,10 +14,11 @@ from contracts.types import Provenance
 from envs.fake import counting_trajectory
 from learners.selection import Selection
 from learners.world_model import WorldModelData, WorldModelSources, train_world_model
+from models.ctrl_world.autoencoder import encoder_checksum
 from models.ctrl_world.diffusion import TrainingDraws, training_loss
 from models.ctrl_world.history import upstream_offsets
 from models.ctrl_world.latent_videos import find_latent_videos, read_latent_videos
-from models.ctrl_world.latents import check_scale, encoder_checksum
+from models.ctrl_world.latents import check_scale
 from models.ctrl_world.world_model import CtrlWorldModel
 from models.interfaces import LatentBatch, WorldModelBatch
 from replay.latents import LatentCache

@@ -31,6 +31,7 @@ with one_line():
         print("working", flush=True)
         time.sleep(1)
         print("clean", flush=True)
+    print("listening", flush=True)
     time.sleep(30)
 """
 FAILING = """
@@ -77,6 +78,7 @@ def test_a_clean_up_is_not_cut_short(begin):
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "clean\n"
+    assert process.stdout.readline() == "listening\n"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=25)
     assert (output, errors.strip(), process.returncode) == ("", STOPPED, 1)
