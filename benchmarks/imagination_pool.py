@@ -10,6 +10,7 @@ Run: python benchmarks/imagination_pool.py [--workers 1 2 4 8]
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +50,7 @@ def items(count: int, height: int, width: int) -> list[WorkItem]:
 
 def measure(
     imagination: ImaginationConfig,
-    work: list[WorkItem],
+    work: Callable[[], list[WorkItem]],
     waits: tuple[float, float],
     workers: int,
 ) -> tuple[float, float]:
@@ -63,7 +64,7 @@ def measure(
         checkpoints = CheckpointFolder(folder / "checkpoints")
         stages = Stages(folder / "stages")
         run = Context(config, folder, ["book"], stages, reporter, checkpoints, replay)
-        pool = TaskPool(run, work, partial(models, *waits, gate), print)
+        pool = TaskPool(run, "book", work, partial(models, *waits, gate), print)
         began = 0.0
         while not pool.finished:
             pool.look()
@@ -89,7 +90,7 @@ def main() -> None:
         for chunk_s, policy_s, count in ((0.3, 0.06, 6), (0.03, 0.01, 40)):
             for groups in (1, 2):
                 settings = ImaginationConfig(slots=groups, max_chunks=20, groups=groups)
-                work = items(count, 192, 320)
+                work = partial(items, count, 192, 320)
                 seconds, idle = measure(settings, work, (chunk_s, policy_s), 1)
                 print(
                     f"  {1000 * chunk_s:.0f} ms chunk, {1000 * policy_s:.0f} ms policy, {groups} "
@@ -99,7 +100,9 @@ def main() -> None:
         first = 0.0
         for workers in counts:
             settings = ImaginationConfig(slots=2, max_chunks=10, groups=2)
-            seconds, idle = measure(settings, items(8 * workers, 48, 80), (0.3, 0.06), workers)
+            seconds, idle = measure(
+                settings, partial(items, 8 * workers, 48, 80), (0.3, 0.06), workers
+            )
             rate = 8 * workers / seconds
             first = first or rate / workers
             linear = 100 * rate / workers / first

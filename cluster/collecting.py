@@ -185,19 +185,22 @@ def _play(
     )
     bar.hold(cluster.worker_gpus)
     try:
-        up(server, "policy server", cluster.start_timeout_s)
-        handle = RemotePolicy(server, answer(server.version.remote()))
-        robot = (RobotProcess, config, handle)
-        _on_robots(run, robot, requests, store, bar, policy_server=server)
+        robot = (RobotProcess, config, RemotePolicy(server, policy.version))
+        _on_robots(run, robot, requests, store, bar, server)
     finally:
         end(server)
 
 
 def _on_robots(
-    run: Context, robot: tuple[Any, ...], work: Sequence[Any], store: str, bar: Bar, **services: Any
+    run: Context,
+    robot: tuple[Any, ...],
+    work: Sequence[Any],
+    store: str,
+    bar: Bar,
+    server: Any = None,
 ) -> None:
     """Give each robot its next episode as soon as its last one is stored. ``robot`` is the class of
-    its process and what it is made from.
+    its process and what it is made from; the policy's ``server`` may still be starting.
 
     Only a simulated robot that died is replaced, and its episode played again with its seed. A
     process that drives an arm is never started again by itself: that would be an unasked motion.
@@ -215,9 +218,11 @@ def _on_robots(
 
     simulated = config.robot.kind == "mujoco"
     advice = "look at the robot's log in the Ray dashboard" if simulated else "look at the robot"
-    stall = run.stall(bar, advice, **services)
+    stall = run.stall(bar, advice, **({"policy_server": server} if server else {}))
     robots = [start(*robot, **asked, max_restarts=0) for _ in range(config.robot.count)]
     try:
+        if server:
+            answer(up(server, "policy server", cluster.start_timeout_s).version.remote())
         again = hire if simulated else None
         spread(robots, work, begin, lambda _item, _new: bar.advance(), stall, again)
     finally:

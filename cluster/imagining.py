@@ -1,8 +1,10 @@
 """The stage inside the world model: imagine N trajectories per task and score them as they come."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from cluster.nodes import room_for_workers, what_there_is
 from cluster.pool import TaskPool
 from cluster.processes import dreamers
 from cluster.scoring import Scorer, keep, unscored
+from configs.run import RunConfig
 from contracts.constants import NEW_FRAMES
 from contracts.errors import StoppedError
 from contracts.metrics import (
@@ -26,6 +29,7 @@ from contracts.metrics import (
 )
 from contracts.seeds import fold
 from contracts.types import StartState, Verdict, WorkItem
+from replay.store import ReplayStore
 from services.allocation import allocate
 from services.board import Board
 from services.progress import Bar
@@ -33,22 +37,22 @@ from services.progress import Bar
 POLL_S = 0.5
 
 
-def work_items(run: Context, task: str, iteration: int) -> list[WorkItem]:
-    """N items of one task, each from the first frame of a real episode of that task."""
-    store = run.reader("real")
+def work_items(config: RunConfig, real: Path, task: str, iteration: int) -> list[WorkItem]:
+    """N items of one task, each from the first frame of a real episode of that task.
+
+    A function of the config and the store of real episodes, which do not change meanwhile.
+    """
+    store = ReplayStore.open(real)
     rows = [row for row in store.episodes() if row.provenance.task == task]
     if not rows:
         return []
-    rng = np.random.default_rng(fold(run.config.seed, "starts", iteration, task))
+    rng = np.random.default_rng(fold(config.seed, "starts", iteration, task))
     order = np.concatenate(
-        [
-            rng.permutation(len(rows))
-            for _ in range(run.config.for_task(task).imagine // len(rows) + 1)
-        ]
+        [rng.permutation(len(rows)) for _ in range(config.for_task(task).imagine // len(rows) + 1)]
     )
     firsts = {row.id: store.frames(row.id, [0])[0] for row in rows}
     items = []
-    for k in range(run.config.for_task(task).imagine):
+    for k in range(config.for_task(task).imagine):
         row = rows[int(order[k])]
         start = StartState(
             parent=row.id,
@@ -61,7 +65,7 @@ def work_items(run: Context, task: str, iteration: int) -> list[WorkItem]:
         )
         name = f"imagined-{iteration}-{task}-{k:05d}"
         items.append(
-            WorkItem(name, start, iteration, fold(run.config.seed, "imagine", iteration, task, k))
+            WorkItem(name, start, iteration, fold(config.seed, "imagine", iteration, task, k))
         )
     return items
 
@@ -71,12 +75,14 @@ def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
 
     A task with ``accept`` ends early: when that many of its first trajectories are accepted.
     """
-    items = {task: work for task in run.tasks if (work := work_items(run, task, iteration))}
-    total = sum(len(work) for work in items.values())
+    real = run.store_folder("real")
+    makers = {task: partial(work_items, run.config, real, task, iteration) for task in run.tasks}
+    names = {task: [item.trajectory_id for item in make()] for task, make in makers.items()}
+    total = sum(map(len, names.values()))
     with run.reporter.stage(f"{iteration} imagine", total, "trajectories") as bar:
         stage = _Stage(run, iteration, versions, bar)
         try:
-            stage.begin(items)
+            stage.begin({task: (ids, makers[task]) for task, ids in names.items() if ids})
             seconds = stage.work()
         finally:
             result = stage.close()
@@ -130,7 +136,8 @@ class _Stage:
         self._moved, self._newest = time.monotonic(), -1
         self._said_waiting = False
 
-    def begin(self, items: dict[str, list[WorkItem]]) -> None:
+    def begin(self, work: dict[str, tuple[list[str], Callable[[], list[WorkItem]]]]) -> None:
+        """``work``: of each task the ids of its items, and what makes the items."""
         run, versions = self._run, self._versions
         store = run.reader("imagined")
         stored = set(store.ids())
@@ -141,9 +148,8 @@ class _Stage:
             run.checkpoints.open("policy", versions.policy),
             run.checkpoints.open("world_model", versions.world_model),
         )
-        for name, work in items.items():
+        for name, (ids, make) in work.items():
             numbers = run.config.for_task(name)
-            ids = [item.trajectory_id for item in work]
             verdicts = {i: scored[i] for i in ids if i in scored and not scored[i].error}
             before = {i for i in ids if i in stored}
             task = _Task(ids, None, numbers.accept, numbers.alpha, before, verdicts)
@@ -151,7 +157,7 @@ class _Stage:
             self._names |= dict.fromkeys(ids, name)
             self._scorer.want(("imagined", i) for i in ids if i in before and i not in verdicts)
             if len(before) < len(ids) and not task.enough():
-                task.pool = TaskPool(run, work, build, self._bar.lost)
+                task.pool = TaskPool(run, name, make, build, self._bar.lost)
         self._scorer.want(unscored(run, "real", run.reader("real").ids(), versions.reward))
         self._bar.begin_with(sum(len(task.known) for task in self._tasks.values()))
 

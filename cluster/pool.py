@@ -43,24 +43,26 @@ class TaskPool:
 
     Ray restarts none of them: a worker that hangs must be replaced as well as one that dies, and
     one that dies for ever must end the stage.
+
+    ``items()`` and ``build()`` are called in the processes that need what they return.
     """
 
     def __init__(
         self,
         run: Context,
-        items: Sequence[WorkItem],
+        task: str,
+        items: Callable[[], Sequence[WorkItem]],
         build: Callable[[], Models],
         lost: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.task = items[0].start.task
+        self.task = task
         self._config, self._build, self._clock = run.config, build, clock
         numbers = run.config.imagination
         self._settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
         lease_s = run.config.imagination.lease_s
         store = run.store_folder("imagined")
-        self._items = ray.put(list(items))  # held here: a queue that starts again needs them
-        queue = start(QueueProcess, self._items, lease_s, store, **service())
+        queue = start(QueueProcess, items, lease_s, store, **service())
         self._process, self.queue = queue, RemoteQueue(queue)
         self._sink, self._lost = RemoteStore(run.replay, "imagined"), lost
         self._workers: list[_Worker] = []

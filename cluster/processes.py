@@ -28,10 +28,12 @@ from services.scoring import RewardScorer
 
 class QueueProcess(TaskQueue):
     """The queue of one task. When it starts again it knows from the store what is done; its workers
-    tell it what they hold."""
+    tell it what they hold. ``items()`` returns the same whenever it starts."""
 
-    def __init__(self, items: Sequence[WorkItem], lease_s: float, store: Path) -> None:
-        super().__init__(items, lease_s, finished=ReplayStore.open(store).ids())
+    def __init__(
+        self, items: Callable[[], Sequence[WorkItem]], lease_s: float, store: Path
+    ) -> None:
+        super().__init__(items(), lease_s, finished=ReplayStore.open(store).ids())
 
 
 def dreamers(config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> Models:

@@ -30,6 +30,7 @@ def session(run: RunConfig, tasks: list[str]) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s idle at each end
     os.environ.setdefault("RAY_worker_niceness", "0")  # the run is what the machine is for
     with interrupts.kept():
         if is_joined(run):

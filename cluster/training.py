@@ -13,37 +13,15 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from cluster.handles import LOSSES, answer, end, service, start, who_died
+from cluster.step_board import StepBoard
 from configs.run import ClusterConfig
-from contracts.errors import DiskFullError, StoppedError, room
-from learners.loop import DivergedError
+from contracts.errors import DiskFullError, DivergedError, StoppedError, room
 from services.progress import Bar
 from services.stages import read_json, write_json
 
 OnStep = Callable[[int, float], None]
 RESULT = "result.json"  # what the learner returned, written before Ray Train learns of its end
 Learner = Callable[[OnStep], dict[str, Any]]  # trains, writes its folder, returns its numbers
-
-
-class StepBoard:
-    """Where a learner writes its steps, for the bar. One that died comes back empty."""
-
-    def __init__(self) -> None:
-        self._losses: dict[int, float] = {}  # by step; what nobody has asked for yet
-        self._refusal = ""
-
-    def refuse(self, reason: str) -> None:
-        """The learner cannot train on what it was given: another attempt would end the same."""
-        self._refusal = reason
-
-    def post(self, step: int, loss: float) -> None:
-        """All learners of a run post the same loss: it is a mean over them."""
-        self._losses[step] = loss
-
-    def news(self) -> tuple[dict[int, float], str]:
-        """Losses by step since the last time this was asked, and why the learner refuses to train
-        ("": it does not)."""
-        losses, self._losses = self._losses, {}
-        return losses, self._refusal
 
 
 @dataclass

@@ -26,6 +26,10 @@ class DiskFullError(OSError):
     """There is no room for what was to be written. What was written before is whole."""
 
 
+class DivergedError(RuntimeError):
+    """Training produced a loss, a gradient or a measurement that is not finite."""
+
+
 @contextmanager
 def room(folder: Path) -> Iterator[None]:
     """Give "no space left" one form, whatever library met it first, and name the folder.

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from configs.training import TrainConfig
+from contracts.errors import DivergedError
 from contracts.seeds import fold
 from learners.sharding import Sharded, local
 from learners.state import TrainState, frozen_sum, load_state, load_weights_of, save_state
@@ -30,10 +31,6 @@ NOT_RECIPE = (
 
 Sample = Callable[[int], Batch]
 OnStep = Callable[[int, float], None]  # told the number of steps taken and the newest loss
-
-
-class DivergedError(RuntimeError):
-    """Training produced a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True, slots=True)

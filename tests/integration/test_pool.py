@@ -109,7 +109,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(run, tmp_path, number):
     if number == signal.SIGSTOP:
         run.config.imagination.lease_s = 8
     build = partial(models, 0.02, Trap(5, number, tmp_path / "sprung"))
-    pool = TaskPool(run, items(12), build, said.append)
+    pool = TaskPool(run, "book", partial(items, 12), build, said.append)
     play(pool, lambda: 2)
     # on a crowded machine a healthy worker may be silent for as long, too
     assert pool.deaths == 1 or (number == signal.SIGSTOP and pool.deaths > 1)
@@ -120,7 +120,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(run, tmp_path, number):
 
 
 def test_workers_that_always_die_end_the_stage_and_keep_what_is_stored(run):
-    pool = TaskPool(run, items(6), partial(models, 0.0, Trap(5)), lambda _: None)
+    pool = TaskPool(run, "book", partial(items, 6), partial(models, 0.0, Trap(5)), lambda _: None)
     with pytest.raises(StoppedError, match=r"3 workers in a row were lost.*imagination.slots"):
         play(pool, lambda: 1)
     pool.close()
@@ -130,7 +130,9 @@ def test_workers_that_always_die_end_the_stage_and_keep_what_is_stored(run):
 def test_workers_come_and_go_while_the_task_goes_on(run, tmp_path):
     """1, then 3, then 1 again: the two that go finish what they hold."""
     gate = tmp_path / "gate"
-    pool = TaskPool(run, items(24), partial(models, 0.0, gate=gate), lambda _: None)
+    pool = TaskPool(
+        run, "book", partial(items, 24), partial(models, 0.0, gate=gate), lambda _: None
+    )
 
     def wanted() -> int:
         working = pool.numbers()["working"]
@@ -147,7 +149,7 @@ def test_workers_come_and_go_while_the_task_goes_on(run, tmp_path):
 
 
 def test_a_queue_that_dies_comes_back_and_nothing_is_imagined_twice(run):
-    pool = TaskPool(run, items(12), partial(models, 0.3), lambda _: None)
+    pool = TaskPool(run, "book", partial(items, 12), partial(models, 0.3), lambda _: None)
     killed = False
 
     def wanted() -> int:
@@ -167,7 +169,7 @@ def test_a_queue_that_dies_comes_back_and_nothing_is_imagined_twice(run):
 
 def test_a_task_that_has_enough_ends_early(run):
     """What is under way when it stops is finished and stored; the rest is never begun."""
-    pool = TaskPool(run, items(40), partial(models, 0.02), lambda _: None)
+    pool = TaskPool(run, "book", partial(items, 40), partial(models, 0.02), lambda _: None)
 
     def wanted() -> int:
         if pool.status.counts.done:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from configs.training import TrainConfig
-from learners.loop import DivergedError, learning_rate, noise_generator, train
+from contracts.errors import DivergedError
+from learners.loop import learning_rate, noise_generator, train
 from models.interfaces import Batch, RewardBatch, WorldModelBatch
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.training import TrainConfig
-from learners.loop import DivergedError, TrainResult, train
+from contracts.errors import DivergedError
+from learners.loop import TrainResult, train
 from learners.validation import Validation
 from models.interfaces import Batch, WorldModelBatch
 
