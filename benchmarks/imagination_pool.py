@@ -100,9 +100,8 @@ def main() -> None:
         first = 0.0
         for workers in counts:
             settings = ImaginationConfig(slots=2, max_chunks=10, groups=2)
-            seconds, idle = measure(
-                settings, partial(items, 8 * workers, 48, 80), (0.3, 0.06), workers
-            )
+            work = partial(items, 8 * workers, 48, 80)
+            seconds, idle = measure(settings, work, (0.3, 0.06), workers)
             rate = 8 * workers / seconds
             first = first or rate / workers
             linear = 100 * rate / workers / first

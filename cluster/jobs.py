@@ -31,7 +31,6 @@ from cluster.serve import serve
 from cluster.session import is_joined, session
 from cluster.setup import check_bases
 from cluster.vlaw import algorithm_1, evaluation_alone
-from cluster.world_model_export import export_world_model
 from configs.run import RunConfig, TaskOverrides
 from contracts.errors import room
 from contracts.metrics import VERSION
@@ -101,6 +100,9 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         _print_plan(config, cwd, tasks)
         return
     if config.job == "export_world_model":
+        # Imported late: diffusers costs every other job four seconds.
+        from cluster.world_model_export import export_world_model  # noqa: PLC0415
+
         export_world_model(config.world_model, folder)
         return
     _check_start(config, folder)

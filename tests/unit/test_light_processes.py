@@ -15,7 +15,7 @@ LISTED = "import sys; print(sorted({'torch', 'diffusers', 'transformers'} & sys.
     [
         # A robot's process holds a handle of the policy server: Ray imports its module there.
         ("cluster.robots, cluster.handles, services.serving", []),
-        ("cluster.vlaw", ["torch"]),  # the driver: published models' libraries cost it 5 s
+        ("cluster.jobs", ["torch"]),  # the driver: published models' libraries cost it 5 s
     ],
 )
 def test_heavy_libraries_stay_out(module, found):
