@@ -14,7 +14,7 @@ test: setup tools  ## lint, types, floors and every test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files

@@ -1,5 +1,6 @@
 """Runs of ``ray_job.py`` as a user starts them: another process, ended by its own id."""
 
+import fcntl
 import json
 import os
 import signal
@@ -152,15 +153,35 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``once(name, make)``: a folder that one test process makes and all of them use."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = common / name, common / f"{name}.done"
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def bases(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A policy and a reward model with random weights, of the sizes of ``tiny``."""
-    folder = tmp_path_factory.mktemp("bases")
+    return once("bases", _save_bases)
+
+
+def _save_bases(folder: Path) -> None:
     policy = PolicyConfig(embedded=EmbeddedPolicyConfig(width=32, layers=1))
     reward = RewardConfig(embedded=EmbeddedRewardConfig(width=8))
     for name, model in (("policy", build_policy(policy, 1)), ("reward", build_reward(reward, 2))):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         model.save(folder / name)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -182,9 +203,14 @@ def loop(tiny: list[str], bases: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    start: Callable[..., Job], loop: list[str], tmp_path_factory: pytest.TempPathFactory
+    start: Callable[..., Job],
+    loop: list[str],
+    once: Callable[[str, Callable[[Path], None]], Path],
 ) -> Path:
-    """The folder of one run of ``loop`` that nobody interrupted."""
-    job = start(tmp_path_factory.mktemp("undisturbed") / "run", *loop)
-    assert job.end() == 0, job.output
-    return job.folder
+    """The folder of one run of ``loop`` that nobody interrupted. Tests only look at it."""
+
+    def run(folder: Path) -> None:
+        job = start(folder, *loop)
+        assert job.end() == 0, job.output
+
+    return once("undisturbed", run)

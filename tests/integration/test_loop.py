@@ -1,6 +1,7 @@
 """One iteration of Algorithm 1 by the command line, and the same command once more."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,14 @@ def test_the_lineage_tells_what_lies_in_the_checkpoints(undisturbed, report):
     assert versions["world_model", 1]["data"] == {"real episodes": 6, "D_DROID episodes": 2}
 
 
-def test_the_same_command_again_has_nothing_to_do(undisturbed, start, loop, events):
-    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "stages").iterdir()}
-    again = start(undisturbed, *loop)
+def test_the_same_command_again_has_nothing_to_do(undisturbed, start, loop, events, tmp_path):
+    """Nor where the folder was moved to."""
+    moved = shutil.copytree(undisturbed, tmp_path / "moved")
+    before = {path: path.stat().st_mtime_ns for path in (moved / "stages").iterdir()}
+    again = start(moved, *loop)
     assert again.end() == 0, again.output
-    assert [event["stage"] for event in events(undisturbed, "begin")] == STAGES
-    assert {p: p.stat().st_mtime_ns for p in (undisturbed / "stages").iterdir()} == before
+    assert [event["stage"] for event in events(moved, "begin")] == STAGES
+    assert {p: p.stat().st_mtime_ns for p in (moved / "stages").iterdir()} == before
     assert again.vanish() == {}
     assert [path.name for path in again.log.parent.iterdir()] == ["output.txt"]  # no stray logs
 
