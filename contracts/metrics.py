@@ -169,8 +169,8 @@ STORE_TRAJECTORIES = Metric(
 RETRIES = Metric(
     "vlaw_retries_total",
     "counter",
-    "Calls that were made again because the process that served them died or did not answer.",
-    ("process",),
+    "Pieces of work that began again because the process that did them, or its node, was lost.",
+    ("stage",),
 )
 
 CATALOGUE = (

@@ -31,6 +31,7 @@ from contracts.metrics import (
     GPU_SECONDS,
     LEARNER_LOSS,
     LEARNER_STEP,
+    RETRIES,
     STAGE,
     STAGE_DONE,
     STAGE_UNITS,
@@ -112,6 +113,7 @@ class Bar:
         """Tell of a process that died and whose work begins again, here and in the events."""
         self._owner.say(f"  {self.name}: {message}")
         self._owner.event("lost", stage=self.name, message=message)
+        self._owner.meter.count(RETRIES, stage=self.name)
 
     def at(self, done: int, **numbers: Number) -> None:
         self.done = done

@@ -181,10 +181,10 @@ IMAGINATION = (
     ),
     Panel(
         "Restarts",
-        "Workers that died or hung and were replaced; calls that had to be made again.",
+        "Workers that died or hung and were replaced; work of other processes that began again.",
         (
             Query(grown(metrics.WORKER_RESTARTS, "task"), "{{task}} worker"),
-            Query(grown(metrics.RETRIES, "process"), "{{process}} call"),
+            Query(grown(metrics.RETRIES, "stage"), "{{stage}}: begun again"),
         ),
     ),
 )

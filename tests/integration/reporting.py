@@ -17,7 +17,7 @@ from contracts.metrics import CATALOGUE, Meter
 
 TAGS = {
     "task": "book", "worker": "book-0", "state": "working", "stage": "1 imagine",
-    "store": "real", "learner": "policy", "model": "policy", "process": "scorer",
+    "store": "real", "learner": "policy", "model": "policy",
 }  # fmt: skip
 
 

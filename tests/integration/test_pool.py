@@ -5,9 +5,12 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from cluster.checkpoints import CheckpointFolder
@@ -166,17 +169,27 @@ def test_a_queue_that_dies_comes_back_and_nothing_is_imagined_twice(run):
     check_all_there(run, 12)
 
 
-def test_a_task_that_has_enough_ends_early(run):
+def exported(name: str) -> float:
+    """The sum of a metric over the processes of this machine, as Ray shows it to Prometheus."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+        return sum(s.value for family in families for s in family.samples if s.name == name)
+
+
+def test_a_task_that_has_enough_ends_early_and_is_seen_while_it_works(run):
     """What is under way when it stops is finished and stored; the rest is never begun."""
-    pool = TaskPool(run, "book", partial(items, 40), partial(models, 0.02), lambda _: None)
+    count = 2000  # three minutes of work, if nobody stopped it
+    pool = TaskPool(run, "book", partial(items, count), partial(models, 0.1), lambda _: None)
+    before = exported("ray_vlaw_net_frames_total")
 
     def wanted() -> int:
-        if pool.status.counts.done:
+        if exported("ray_vlaw_net_frames_total") > before:
             pool.stop()
         return 1
 
     play(pool, wanted)
     pool.close()
     stored = ReplayStore.open(run.store_folder("imagined")).ids()
-    assert sorted(stored) == [f"dream-{k:02d}" for k in range(len(stored))]
-    assert 4 <= len(stored) < 40
+    assert sorted(stored) == sorted(i.trajectory_id for i in items(len(stored)))
+    assert 4 <= len(stored) < count

@@ -127,9 +127,11 @@ def test_no_events_are_no_error(tmp_path):
 
 
 def test_a_loss_is_told_and_kept(tmp_path):
-    report, out = reporter(tmp_path)
+    ledger = Ledger()
+    report, out = reporter(tmp_path, meter=ledger)
     with report, report.stage("1 collect", 3, "episodes") as bar:
         bar.lost("Robot, process 7 on 10.0.0.1, died")
+    assert ledger.values["vlaw_retries_total", "1 collect"] == 1
     assert "  1 collect: Robot, process 7 on 10.0.0.1, died" in out.getvalue()
     (lost,) = [event for event in events(tmp_path) if event["event"] == "lost"]
     assert (lost["stage"], lost["message"]) == ("1 collect", "Robot, process 7 on 10.0.0.1, died")
