@@ -4,10 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from cluster.context import Context, Versions
@@ -15,7 +13,7 @@ from cluster.nodes import room_for_workers, what_there_is
 from cluster.pool import TaskPool
 from cluster.processes import dreamers
 from cluster.scoring import Scorer, keep, unscored
-from configs.run import RunConfig
+from cluster.work import work_items
 from contracts.constants import NEW_FRAMES
 from contracts.errors import StoppedError
 from contracts.metrics import (
@@ -27,47 +25,12 @@ from contracts.metrics import (
     WORKER_RESTARTS,
     WORKERS,
 )
-from contracts.seeds import fold
-from contracts.types import StartState, Verdict, WorkItem
-from replay.store import ReplayStore
+from contracts.types import Verdict, WorkItem
 from services.allocation import allocate
 from services.board import Board
 from services.progress import Bar
 
 POLL_S = 0.5
-
-
-def work_items(config: RunConfig, real: Path, task: str, iteration: int) -> list[WorkItem]:
-    """N items of one task, each from the first frame of a real episode of that task.
-
-    A function of the config and the store of real episodes, which do not change meanwhile.
-    """
-    store = ReplayStore.open(real)
-    rows = [row for row in store.episodes() if row.provenance.task == task]
-    if not rows:
-        return []
-    rng = np.random.default_rng(fold(config.seed, "starts", iteration, task))
-    order = np.concatenate(
-        [rng.permutation(len(rows)) for _ in range(config.for_task(task).imagine // len(rows) + 1)]
-    )
-    firsts = {row.id: store.frames(row.id, [0])[0] for row in rows}
-    items = []
-    for k in range(config.for_task(task).imagine):
-        row = rows[int(order[k])]
-        start = StartState(
-            parent=row.id,
-            parent_frame=0,
-            task=task,
-            instruction=row.instruction,
-            frame=firsts[row.id],
-            joint_position=row.joint_position[0],
-            gripper_position=float(row.gripper_position[0]),
-        )
-        name = f"imagined-{iteration}-{task}-{k:05d}"
-        items.append(
-            WorkItem(name, start, iteration, fold(config.seed, "imagine", iteration, task, k))
-        )
-    return items
 
 
 def imagine(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:

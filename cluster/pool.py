@@ -10,7 +10,8 @@ import ray
 from actors.imagination import ImaginationSettings, ImaginationStats, Models
 from cluster.context import Context
 from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, service, start, who_died
-from cluster.processes import ImaginationProcess, QueueProcess
+from cluster.processes import ImaginationProcess
+from cluster.work import QueueProcess
 from contracts.errors import StoppedError
 from contracts.types import WorkItem
 from services.allocation import Demand

@@ -1,6 +1,6 @@
 """What runs inside the processes that imagine and score: built there, from the run's config."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from cluster.metrics import RayMeter
 from configs.reward import RewardConfig
 from configs.run import RunConfig
 from contracts.protocols import RewardModel, TrajectoryWriter
-from contracts.types import Checkpoint, Clip, Score, WorkItem
+from contracts.types import Checkpoint, Clip, Score
 from models.build import (
     build_reward,
     load_acting_policy,
@@ -21,19 +21,7 @@ from models.build import (
 )
 from models.device import on_gpu
 from models.kinematics import flange_pose
-from replay.store import ReplayStore
-from services.queue import TaskQueue
 from services.scoring import RewardScorer
-
-
-class QueueProcess(TaskQueue):
-    """The queue of one task. When it starts again it knows from the store what is done; its workers
-    tell it what they hold. ``items()`` returns the same whenever it starts."""
-
-    def __init__(
-        self, items: Callable[[], Sequence[WorkItem]], lease_s: float, store: Path
-    ) -> None:
-        super().__init__(items(), lease_s, finished=ReplayStore.open(store).ids())
 
 
 def dreamers(config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> Models:

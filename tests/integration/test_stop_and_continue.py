@@ -3,13 +3,16 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.cluster_utils import Cluster
 
 from replay.store import ReplayStore
 
@@ -85,8 +88,28 @@ class Disturbance:
         self.kill_driver(job)
         assert before < self.count("imagined") < 24
 
+    def while_it_has_two_nodes(self) -> None:
+        """Of three workers two fit on the second node only, which loses its power."""
+        with two_nodes() as (address, node):
+            job = self.job(f"cluster.address={address}", "each_task.workers=3",
+                           "imagination.slots=1")  # fmt: skip
+            before = self.count("imagined")
+            job.when(lambda: self.count("imagined") > before)
+            raylet = node.all_processes["raylet"][0].process
+            for child in (*children(raylet.pid), raylet.pid):
+                os.kill(child, signal.SIGKILL)
+            job.when(lambda: self.lost("1 imagine", "imagination worker"))
+            job.when(lambda: self.begun("1 train policy"))
+            self.kill_driver(job)
+        assert self.count("imagined") == 24
+
+    def lost(self, stage: str, name: str) -> int:
+        """How many deaths of ``name`` in a stage were told."""
+        told = self.events(self.folder, "lost")
+        return sum(e["stage"] == stage and e["message"].startswith(name) for e in told)
+
     def while_it_trains(self) -> None:
-        job = self.job("each_task.workers=2", "imagination.slots=3")
+        job = self.job()
         self.wait_for_steps(job)
         job.strike("RayTrainWorker", "StepBoard")
         self.wait_for_steps(job)
@@ -104,17 +127,44 @@ class Disturbance:
         job.when(lambda: self.steps() > before)
 
 
+@contextmanager
+def two_nodes() -> Iterator[tuple[str, Any]]:
+    """The address of a Ray cluster of two nodes on this machine, and the second one."""
+    head = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own sockets
+        cluster = Cluster(True, head_node_args=head | {"resources": {"robot": 2}})
+        try:
+            node = cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
+            cluster.wait_for_nodes()
+            yield cluster.address, node
+        finally:
+            cluster.shutdown()
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(status.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(status.parent.name))
+        except OSError:  # it ended while this looked
+            continue
+    return found
+
+
 @pytest.fixture(scope="module")
 def disturbed(start, loop, events, tmp_path_factory):
     """The folder of a run of which every kind of process was killed, and that was stopped or lost
     its driver while it collected, imagined and trained, and was continued at once.
 
-    It imagines one at a time until a worker is killed and the run stopped, then with two
-    workers of three slots: none of it may show in what comes out.
+    It imagines one at a time until a worker is killed and the run stopped, then with three
+    workers on two nodes, then on one node: none of it may show in what comes out.
     """
     run = Disturbance(tmp_path_factory.mktemp("disturbed") / "run", loop, start, events)
     run.while_it_collects()
     run.while_it_imagines()
+    run.while_it_has_two_nodes()
     run.while_it_trains()
     job = run.job()
     assert job.end() == 0, job.output

@@ -15,6 +15,7 @@ LISTED = "import sys; print(sorted({'torch', 'diffusers', 'transformers'} & sys.
     [
         # A robot's process holds a handle of the policy server: Ray imports its module there.
         ("cluster.robots, cluster.handles, services.serving", []),
+        ("cluster.work, cluster.step_board, services.replay", []),
         ("cluster.jobs", ["torch"]),  # the driver: published models' libraries cost it 5 s
     ],
 )
