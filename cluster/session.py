@@ -86,6 +86,8 @@ def _shipped() -> dict[str, Any] | None:
 
 
 def _start(run: RunConfig, tasks: list[str]) -> None:
+    # Nobody takes this machine away with a notice, and each training would start a process for it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",  # whatever RAY_ADDRESS says
         num_cpus=_local_cpus(run, tasks),

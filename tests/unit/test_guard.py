@@ -1,0 +1,63 @@
+"""A task whose D_syn+ is empty or too small does not update the policy (Algorithm 1, line 4)."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cluster import vlaw
+from cluster.checkpoints import CheckpointFolder
+from cluster.context import Context, Versions
+from configs.run import RunConfig, TaskOverrides
+from contracts.types import Provenance, Verdict
+from envs.fake import counting_trajectory
+from replay.store import ReplayStore
+from services.progress import Reporter
+from services.stages import Stages
+
+NEWEST = Versions(policy=0, world_model=1, reward=1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Of book two trajectories are accepted, of erase one could not be scored."""
+    store = ReplayStore.create_or_open(tmp_path / "stores" / "imagined")
+    for task in ("book", "erase"):
+        for k in range(3):
+            name = f"imagined-1-{task}-{k:05d}"
+            made_by = Provenance(name, "imagined", task, iteration=1, seed=k)
+            store.add(counting_trajectory(made_by, 12), None)
+    found = {"book-00000": 0.9, "book-00001": 0.81, "book-00002": 0.8, "erase-00000": 0.1}
+    verdicts = [Verdict(f"imagined-1-{name}", p_yes, 1.0, 1) for name, p_yes in found.items()]
+    nan = float("nan")
+    store.add_verdicts([*verdicts, Verdict("imagined-1-erase-00001", nan, nan, 1, "boom")])
+    store.close()
+    config = RunConfig(task={"book": TaskOverrides(), "erase": TaskOverrides()})
+    console = Console(file=io.StringIO(), width=200)
+    with Reporter(tmp_path, console) as reporter:
+        yield Context(
+            config, tmp_path, ["book", "erase"], Stages(tmp_path / "stages"), reporter,
+            CheckpointFolder(tmp_path / "checkpoints"), replay=None,
+        )  # fmt: skip
+
+
+def test_the_task_that_has_none_is_refused_and_the_other_one_is_not(run):
+    (reason,) = vlaw.refusals(run, NEWEST).items()
+    assert reason[0] == "erase"
+    assert reason[1].startswith("D_syn+ holds 0 trajectories with P('yes') > 0.8, fewer than")
+
+
+def test_too_few_are_as_good_as_none(run):
+    run.config.task["book"].min_success = 3
+    assert set(vlaw.refusals(run, NEWEST)) == {"book", "erase"}
+    run.config.task["book"].min_success = 2
+    assert set(vlaw.refusals(run, NEWEST)) == {"erase"}
+
+
+def test_when_no_task_may_update_it_nothing_is_trained(run):
+    """Training would need Ray, which is not there."""
+    run.config.task["book"].alpha = 0.95
+    assert vlaw.improve(run, 1, NEWEST) == NEWEST
+    said = run.reporter.console.file.getvalue()
+    assert "policy update refused for erase: D_syn+ holds 0" in said
+    assert "no task may update the policy: it stays at v0" in said
