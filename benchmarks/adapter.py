@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from contracts.constants import RAD_PER_TICK
+from contracts.kinematics import flange_pose
 from envs.recorded.annotation import read_annotation
 from models.adapter import FittedAdapter
-from models.kinematics import flange_pose
 from models.motion import REPORTED_TICKS, MotionWindows, flange_errors
 from models.shipped_adapter import ShippedAdapter
 

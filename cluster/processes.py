@@ -10,6 +10,7 @@ from cluster.handles import RemoteQueue
 from cluster.metrics import RayMeter
 from configs.reward import RewardConfig
 from configs.run import RunConfig
+from contracts.kinematics import flange_pose
 from contracts.protocols import RewardModel, TrajectoryWriter
 from contracts.types import Checkpoint, Clip, Score
 from models.build import (
@@ -20,7 +21,6 @@ from models.build import (
     load_world_model,
 )
 from models.device import on_gpu
-from models.kinematics import flange_pose
 from services.scoring import RewardScorer
 
 

@@ -11,6 +11,7 @@ import torch
 from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from configs.run import RunConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
+from contracts.kinematics import flange_pose
 from contracts.types import Label, Trajectory, WorkItem
 from models.build import (
     build_reward,
@@ -22,7 +23,6 @@ from models.build import (
 )
 from models.device import on_gpu
 from models.interfaces import TrainableReward, TrainableWorldModel
-from models.kinematics import flange_pose
 from models.metrics.features import FidFeatures, FvdFeatures
 from models.metrics.lpips import Lpips
 from models.metrics.replay import Shown

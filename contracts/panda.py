@@ -17,6 +17,10 @@ DH_ROWS = (
     (0.088, 0.0, np.pi / 2),
 )
 FLANGE_OFFSET = 0.107  # m along z of the last joint
+RESET_JOINTS = np.pi * np.array([0.0, -1 / 5, 0.0, -4 / 5, 0.0, 3 / 5, 0.0])  # rad, DROID's home
+JOINT_LOW = np.array([-2.80, -1.66, -2.80, -2.97, -2.80, 0.08, -2.80])  # rad, Franka's less 0.1
+JOINT_HIGH = np.array([2.80, 1.66, 2.80, -0.17, 2.80, 3.65, 2.80])
+JOINT_SPEED = np.array([2.075, 2.075, 2.075, 2.075, 2.51, 2.51, 2.51])  # rad/s, polymetis' limits
 
 # polymetis HybridJointImpedanceControl with DROID's config/panda gains:
 # torque = (J' Kx J + Kq) (target - q) - (J' Dx J + Dq) dq + Coriolis and gravity. SI units.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from contracts.constants import CONTROL_HZ, NUM_JOINTS, RAD_PER_TICK
+from contracts.kinematics import link_transforms
 from contracts.panda import (
     CARTESIAN_DAMPING,
     CARTESIAN_STIFFNESS,
@@ -21,7 +22,6 @@ from contracts.panda import (
     JOINT_STIFFNESS,
     Inertial,
 )
-from models.kinematics import link_transforms
 from models.motion import MotionWindows
 
 SUBSTEPS = 3  # implicit Euler steps per tick

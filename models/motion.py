@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from contracts.constants import TICKS_PER_FRAME
-from models.kinematics import flange_transform
+from contracts.kinematics import flange_transform
 
 TICKS = 15  # a policy's horizon; the longest chunk that can be predicted
 REPORTED_TICKS = (4, 8, 12)

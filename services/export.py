@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from contracts.kinematics import flange_pose
 from contracts.types import Trajectory, Verdict
-from models.kinematics import flange_pose
 from replay.exported import Exported, joint_target
 from replay.store import ReplayStore
 

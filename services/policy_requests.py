@@ -10,10 +10,10 @@ from PIL import Image
 
 from configs.run import RunConfig
 from contracts.constants import NUM_JOINTS, VIEWS
+from contracts.kinematics import flange_pose
 from contracts.types import Observation, RobotState
-from models.kinematics import flange_pose
+from contracts.wire import EXTERIOR_1, EXTERIOR_2, GRIPPER, JOINTS, PROMPT, SEED, WRIST, unpack
 from models.pi05.transforms import resize_with_pad
-from models.remote.wire import EXTERIOR_1, EXTERIOR_2, GRIPPER, JOINTS, PROMPT, SEED, WRIST, unpack
 
 WRIST_VIEW = VIEWS.index("wrist")
 MAX_PROMPT = 2000  # characters; longer ones are a mistake, and tokenising them blocks others

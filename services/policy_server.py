@@ -25,8 +25,8 @@ from contracts.constants import ACTION_DIM, CONTROL_HZ
 from contracts.protocols import Policy
 from contracts.seeds import fold
 from contracts.types import ActionChunk, Observation
+from contracts.wire import EXTERIOR_2, MAX_FRAME_BYTES, SEED, pack
 from models.remote.policy import ACTION_SPACE, EXTRA_KEYS
-from models.remote.wire import EXTERIOR_2, MAX_FRAME_BYTES, SEED, pack
 from services.batching import MicroBatcher
 from services.policy_requests import RequestFormat, read_request
 

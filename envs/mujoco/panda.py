@@ -13,7 +13,6 @@ import numpy as np
 from contracts.panda import DH_ROWS, FLANGE_OFFSET, INERTIALS, Inertial, Vector
 
 PI = float(np.pi)
-RESET_JOINTS = np.array([0.0, -PI / 5, 0.0, -4 * PI / 5, 0.0, 3 * PI / 5, 0.0])  # DROID
 JOINT_RANGES = (
     (-2.8973, 2.8973),
     (-1.7628, 1.7628),

@@ -11,7 +11,10 @@ from contracts.panda import (
     CARTESIAN_DAMPING,
     CARTESIAN_STIFFNESS,
     JOINT_DAMPING,
+    JOINT_HIGH,
+    JOINT_LOW,
     JOINT_STIFFNESS,
+    RESET_JOINTS,
 )
 from contracts.types import RobotState
 from envs.mujoco.rotations import euler_from_matrix
@@ -19,7 +22,6 @@ from envs.mujoco.scene import (
     ACTUATOR_GRIPPER,
     FINGER_JOINTS,
     PAD_GEOMS,
-    RESET_JOINTS,
     STROKE,
     build_scene,
 )
@@ -32,8 +34,6 @@ GRIPPER_LEAD = 0.18  # how far the gripper's set point may run ahead of where an
 SETTLE_STEPS = 75  # physics steps (0.3 s) that objects get to come to rest after a reset
 START_NOISE = 0.03  # rad, standard deviation of the start joints
 
-JOINT_LOW = np.array([-2.80, -1.66, -2.80, -2.97, -2.80, 0.08, -2.80])  # Franka's less 0.1 rad
-JOINT_HIGH = np.array([2.80, 1.66, 2.80, -0.17, 2.80, 3.65, 2.80])
 DAMPING_SQUARED = 1e-4  # of the damped least squares inverse
 POSTURE_GAIN = 0.05  # pull of the null space towards the reset posture, per tick
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.policy import PolicyConfig
 from contracts.constants import ACTION_DIM, NO_VERSION, NUM_JOINTS
+from contracts.kinematics import pose_features, world_model_pose
 from contracts.types import ActionChunk, Observation
 from models.embedded.augment import random_light, random_shift
 from models.embedded.layers import DecoderBlock, fresh, grid_waves, waves
@@ -18,7 +19,6 @@ from models.embedded.rows import in_groups, noise_of
 from models.embedded.store import read_checkpoint, write_checkpoint
 from models.embedded.words import bag_of_words
 from models.interfaces import Batch, PolicyBatch
-from models.kinematics import pose_features, world_model_pose
 
 _KIND = "embedded_policy"
 _PROPRIO = NUM_JOINTS + 10

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from configs.world_model import EmbeddedWorldModelConfig, WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
+from contracts.kinematics import pose_features
 from contracts.types import StartState
 from models.embedded.latents import PatchLatents
 from models.embedded.layers import fresh, waves
@@ -19,7 +20,6 @@ from models.embedded.rows import in_groups, noise_of
 from models.embedded.store import read_checkpoint, stored_sizes, write_checkpoint
 from models.embedded.unet import UNet, UNetSizes
 from models.interfaces import Batch, WorldModelBatch
-from models.kinematics import pose_features
 
 _KIND = "embedded_world_model"
 FIRST_FRAME = -1_000_000  # clipped to 0: the first frame of the episode, however long it is

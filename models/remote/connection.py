@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from contracts.errors import PolicyUnavailableError
-from models.remote.wire import MAX_FRAME_BYTES, unpack
+from contracts.wire import MAX_FRAME_BYTES, unpack
 
 RETRY_S = 0.25  # between attempts to reach a server that refuses connections
 

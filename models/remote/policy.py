@@ -15,9 +15,7 @@ from configs.remote import RemoteConfig
 from contracts.constants import ACTION_DIM, NUM_JOINTS, VIEWS
 from contracts.errors import PolicyUnavailableError
 from contracts.types import ActionChunk, Observation, RobotState
-from models.pi05.transforms import resize_with_pad
-from models.remote.connection import Pool, Server
-from models.remote.wire import (
+from contracts.wire import (
     EXTERIOR_1,
     EXTERIOR_2,
     GRIPPER,
@@ -27,6 +25,8 @@ from models.remote.wire import (
     WRIST,
     pack,
 )
+from models.pi05.transforms import resize_with_pad
+from models.remote.connection import Pool, Server
 
 FACTS_FILE = "remote.json"  # instead of weights: which server, and what it said about itself
 ACTION_SPACE = "joint_velocity"  # of ActionChunk; servers of joint positions are refused

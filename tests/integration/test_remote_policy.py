@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from websockets.asyncio.server import serve
 
-from models.remote.wire import pack
+from contracts.wire import pack
 from replay.store import ReplayStore
 
 pytestmark = pytest.mark.ray

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models.kinematics import flange_pose, flange_transform
+from contracts.kinematics import flange_pose, flange_transform
 from models.shipped_adapter import ShippedAdapter
 
 pytestmark = pytest.mark.parity

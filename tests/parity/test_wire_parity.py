@@ -7,7 +7,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from models.remote.wire import GRIPPER, JOINTS, PROMPT, WRIST, pack, unpack
+from contracts.wire import GRIPPER, JOINTS, PROMPT, WRIST, pack, unpack
 
 pytestmark = pytest.mark.parity
 

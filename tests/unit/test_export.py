@@ -9,10 +9,10 @@ import pytest
 
 from cluster.exporting import export, statistics
 from configs.run import RunConfig, TaskOverrides
+from contracts.kinematics import flange_pose
 from contracts.seeds import in_share
 from contracts.types import Label, Provenance, Trajectory, Verdict
 from envs.recorded.robot import Choice, RecordedRobot
-from models.kinematics import flange_pose
 from replay.exported import Exported, joint_target, padded_actions
 from replay.lerobot import LeRobotSizes, LeRobotWriter
 from replay.store import ReplayStore

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.kinematics import (
+from contracts.kinematics import (
     euler_from_rotation,
     flange_pose,
     flange_transform,

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from models.pi05.transforms import resize_with_pad
-from models.remote.wire import (
+from contracts.wire import (
     EXTERIOR_1,
     EXTERIOR_2,
     GRIPPER,
@@ -14,6 +13,7 @@ from models.remote.wire import (
     WRIST,
     pack,
 )
+from models.pi05.transforms import resize_with_pad
 from services.policy_requests import RequestFormat, read_request
 
 PI05 = RequestFormat((0, 2), 8, 8, padded=True)

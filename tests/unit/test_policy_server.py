@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from contracts.types import ActionChunk, Observation
-from models.remote.wire import EXTERIOR_1, GRIPPER, JOINTS, PROMPT, SEED, WRIST, pack, unpack
+from contracts.wire import EXTERIOR_1, GRIPPER, JOINTS, PROMPT, SEED, WRIST, pack, unpack
 from services.policy_requests import RequestFormat
 from services.policy_server import OpenpiServer, ServerSettings, serve_until
 

@@ -14,12 +14,7 @@ from configs.remote import RemoteConfig
 from contracts.errors import PolicyUnavailableError
 from contracts.protocols import Policy
 from contracts.types import ActionChunk, Observation, RobotState
-from models.build import load_acting_policy
-from models.interfaces import PolicyBatch
-from models.pi05.policy import Pi05Policy
-from models.pi05.transforms import resize_with_pad
-from models.remote.policy import OpenpiPolicy
-from models.remote.wire import (
+from contracts.wire import (
     EXTERIOR_1,
     EXTERIOR_2,
     GRIPPER,
@@ -30,6 +25,11 @@ from models.remote.wire import (
     pack,
     unpack,
 )
+from models.build import load_acting_policy
+from models.interfaces import PolicyBatch
+from models.pi05.policy import Pi05Policy
+from models.pi05.transforms import resize_with_pad
+from models.remote.policy import OpenpiPolicy
 from services.policy_requests import RequestFormat
 from services.policy_server import ServerSettings
 

@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from models.remote.wire import pack, unpack
+from contracts.wire import pack, unpack
 
 
 def header(**changes: object) -> dict[bytes, object]:
