@@ -1,23 +1,27 @@
 """The robot's episode loop: observe, decide, step at 15 Hz, record everything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from contracts.constants import TICKS_PER_FRAME
-from contracts.errors import PolicyUnavailableError
-from contracts.protocols import LabelSource, Policy, RobotEnv
+from contracts.errors import ArmStoppedError, DiscardedError, PolicyUnavailableError
+from contracts.protocols import LabelSource, PacedRobot, Policy, RobotEnv
 from contracts.seeds import fold
 from contracts.types import (
     ActionChunk,
     Label,
+    Moment,
     Observation,
     Origin,
     Provenance,
     RobotState,
     Trajectory,
 )
+
+MAX_STOPS = 5
 
 Finished = Callable[[], bool]
 
@@ -56,18 +60,21 @@ def run_episode(
     the episode ends, as "done", at the first frame tick after ``settle_ticks`` yeses in a row, so
     the last frame shows the final state. It never reaches the policy.
 
-    A policy that stops answering ends the episode as "aborted:<reason>"; what the arm did until
-    then happened and is returned. The arm waits in place while a decision is awaited.
+    A policy that stops answering, or a fault that holds the arm, ends the episode as
+    "aborted:<reason>"; what the arm did until then happened and is returned. The arm waits in place
+    while a decision is awaited.
 
     Raises:
         ValueError: the policy plans fewer ticks than are to be executed, or changed its version.
-        PolicyUnavailableError: there was no first decision, so the arm has done nothing.
+        PolicyUnavailableError, ArmStoppedError: the same before the arm has done anything.
     """
     try:
+        if isinstance(robot, PacedRobot):
+            robot.announce(request.trajectory_id, policy.version, request.max_ticks)
         recorder = _Recorder(request, robot.reset(request.task, request.seed))
         try:
             ending = _run(robot, policy, recorder, finished)
-        except PolicyUnavailableError as error:
+        except (PolicyUnavailableError, ArmStoppedError) as error:
             robot.hold()
             if not recorder.actions:
                 raise
@@ -78,19 +85,35 @@ def run_episode(
 
 
 def _run(robot: RobotEnv, policy: Policy, recorder: "_Recorder", finished: Finished) -> str:
-    request, plan, agreed = recorder.request, np.zeros((0, 8), np.float32), 0
-    for tick in range(request.max_ticks):
-        row = tick % request.execute
-        if row == 0 or tick % TICKS_PER_FRAME == 0:
-            observation = recorder.see(tick, robot.observe())
-            if row == 0:
-                plan = recorder.decide(policy, observation, tick // request.execute)
-        recorder.step(plan[row], robot.step(plan[row]))
-        agreed = agreed + 1 if finished() else 0
-        if agreed >= request.settle_ticks and (tick + 1) % TICKS_PER_FRAME == 0:
-            break
-    recorder.see(len(recorder.actions), robot.observe())
-    return "done" if agreed >= request.settle_ticks else "timeout"
+    request, agreed = recorder.request, 0
+    while recorder.ticks < request.max_ticks:
+        plan = recorder.decide(policy, recorder.see(robot.observe()))
+        rows = plan[: min(request.execute, request.max_ticks - recorder.ticks)]
+        with closing(_play(robot, rows, recorder)) as ticks:
+            for _ in ticks:
+                agreed = agreed + 1 if finished() else 0
+                if agreed >= request.settle_ticks and recorder.ticks % TICKS_PER_FRAME == 0:
+                    recorder.see(robot.observe())
+                    return "done"
+    recorder.see(robot.observe())
+    return "timeout"
+
+
+def _play(robot: RobotEnv, rows: np.ndarray, recorder: "_Recorder") -> Generator[None]:
+    """Execute and record the rows; yields after each."""
+    if isinstance(robot, PacedRobot):
+        with closing(robot.play(rows)) as moments:
+            recorder.stand(next(moments))
+            for moment in moments:
+                recorder.step(moment)
+                yield
+        return
+    for row, action in enumerate(rows, start=1):
+        state = robot.step(action)
+        # After the last row whoever decides looks anyway.
+        look = (recorder.ticks + 1) % TICKS_PER_FRAME == 0 and row < len(rows)
+        recorder.step(Moment(state, robot.observe().images if look else None, action))
+        yield
 
 
 @dataclass
@@ -103,23 +126,41 @@ class _Recorder:
     states: list[RobotState] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     versions: set[int] = field(default_factory=set)
+    chunks: int = 0
 
-    def see(self, tick: int, observation: Observation) -> Observation:
+    @property
+    def ticks(self) -> int:
+        return len(self.actions)
+
+    def see(self, observation: Observation) -> Observation:
         """Keep the frame if one is due at this tick, and the very first state."""
         if not self.states:
             self.states.append(observation.state)
-        if tick % TICKS_PER_FRAME == 0:
-            self.frames.append(observation.images)
+        self._keep(observation.images)
         return observation
 
-    def decide(self, policy: Policy, observation: Observation, chunk: int) -> np.ndarray:
-        plan = policy.act([observation], [fold(self.request.seed, chunk)])[0]
+    def decide(self, policy: Policy, observation: Observation) -> np.ndarray:
+        plan = policy.act([observation], [fold(self.request.seed, self.chunks)])[0]
+        self.chunks += 1
         self._check(plan)
         return plan.actions
 
-    def step(self, action: np.ndarray, state: RobotState) -> None:
-        self.actions.append(action)
-        self.states.append(state)
+    def stand(self, moment: Moment) -> None:
+        """How the arm stands after the wait for a decision: it went on to where it aimed."""
+        self.states[-1] = moment.state
+        if moment.images is not None and self.ticks % TICKS_PER_FRAME == 0:
+            self.frames[-1] = moment.images
+
+    def step(self, moment: Moment) -> None:
+        assert moment.action is not None
+        self.actions.append(moment.action)
+        self.states.append(moment.state)
+        if moment.images is not None:
+            self._keep(moment.images)
+
+    def _keep(self, images: np.ndarray) -> None:
+        if self.ticks == TICKS_PER_FRAME * len(self.frames):
+            self.frames.append(images)
 
     def trajectory(self, ending: str) -> Trajectory:
         request = self.request
@@ -174,9 +215,25 @@ class RolloutActor:
         self._policy = policy
 
     def collect(self, request: EpisodeRequest) -> tuple[Trajectory, Label]:
-        """Run one episode and have it labelled. Nothing is stored here."""
-        trajectory = run_episode(self._robot, self._policy, request, self._finished)
-        return trajectory, self._labels.label(trajectory)
+        """Run one episode and have it labelled. Nothing is stored here.
+
+        An episode that a person discards, and one that was stopped before its first tick, is run
+        again: each time a person has to agree to it first.
+
+        Raises:
+            ArmStoppedError: it was stopped before its first tick for ``MAX_STOPS`` times.
+        """
+        stops = 0
+        while True:
+            try:
+                trajectory = run_episode(self._robot, self._policy, request, self._finished)
+                return trajectory, self._labels.label(trajectory)
+            except DiscardedError:
+                continue
+            except ArmStoppedError:
+                stops += 1
+                if stops == MAX_STOPS:
+                    raise
 
     def use(self, policy: Policy) -> None:
         """Act with another policy from the next episode on."""

@@ -17,6 +17,15 @@ class PolicyUnavailableError(ConnectionError):
     """
 
 
+class ArmStoppedError(RuntimeError):
+    """The robot's host holds the arm and lets nothing move until a person clears it. The message
+    is the reason."""
+
+
+class DiscardedError(RuntimeError):
+    """The person at the robot says that an episode does not count: it is to be run again."""
+
+
 class StoppedError(RuntimeError):
     """The run cannot go on: a process or a node that it needs is gone or silent, or a learner
     failed for good. The message says what to do; what is stored stays."""

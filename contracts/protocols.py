@@ -1,6 +1,6 @@
 """What one part may ask of another."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +10,7 @@ from contracts.types import (
     ActionChunk,
     Clip,
     Label,
+    Moment,
     Observation,
     RobotState,
     Score,
@@ -46,10 +47,30 @@ class RobotEnv(Protocol):
 
 
 @runtime_checkable
+class PacedRobot(RobotEnv, Protocol):
+    """A robot whose host keeps the 15 Hz itself, so that no delay elsewhere reaches the arm."""
+
+    def announce(self, trajectory_id: str, policy_version: int, max_ticks: int) -> None:
+        """What the next ``reset`` is for. Tells the person at the robot, changes nothing."""
+        ...
+
+    def play(self, actions: Float32[np.ndarray, "ticks 8"]) -> Generator[Moment]:
+        """Execute the rows at 15 Hz. Yields how the arm stands before the first one, then after
+        each. Closing the generator holds the arm.
+
+        Raises:
+            ArmStoppedError: the arm is held for good; what was yielded happened.
+        """
+        ...
+
+
+@runtime_checkable
 class LabelSource(Protocol):
     """Whoever may say that an episode succeeded: a person, or the simulator's privileged check."""
 
-    def label(self, trajectory: Trajectory) -> Label: ...
+    def label(self, trajectory: Trajectory) -> Label:
+        """Raises DiscardedError when a person says that the episode does not count."""
+        ...
 
 
 @runtime_checkable

@@ -37,6 +37,19 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """What a robot did in one tick of a plan and how it stands after it.
+
+    ``action`` is what was executed, which may be gentler than what was planned; None before the
+    first tick. ``images`` is None where nobody looked.
+    """
+
+    state: RobotState
+    images: UInt8[np.ndarray, "3 height width 3"] | None
+    action: Float32[np.ndarray, " 8"] | None
+
+
+@dataclass(frozen=True, slots=True)
 class ActionChunk:
     """A policy's plan for the next ``horizon`` control ticks.
 

@@ -109,9 +109,13 @@ class Simulation:
         wanted = self.data.qpos[:NUM_JOINTS] + RAD_PER_TICK * velocity
         self._target = np.clip(wanted, JOINT_LOW, JOINT_HIGH)
         self._gripper_goal = float(np.clip(action[NUM_JOINTS], 0.0, 1.0))
+        self.idle()
+        return self.state()
+
+    def idle(self) -> None:
+        """Let one tick pass with the targets that there are."""
         self.ticks += 1
         self._advance(self._steps_before(self.ticks) - self._steps_before(self.ticks - 1))
-        return self.state()
 
     def hold(self) -> None:
         """Make the present posture and grip the target; the clock does not advance."""

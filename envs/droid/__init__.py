@@ -1,0 +1,1 @@
+"""A DROID rig: the process beside the arm, and how a run talks to it."""

@@ -1,0 +1,1 @@
+"""What a host can drive. Each module brings one kind of hardware and is imported when asked for."""

@@ -1,0 +1,365 @@
+"""The 15 Hz loop beside the arm: the only place from which a command reaches it."""
+
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from contracts.constants import CONTROL_HZ, NUM_JOINTS, RAD_PER_TICK
+from contracts.panda import RESET_JOINTS
+from envs.droid.operator import Episode, Operator, Unattended
+from envs.droid.rig import Arm, Cameras, Scene
+from envs.droid.tick import NoRecord, Record, Tick
+from envs.safety import FaultError, Guard, Limits, gentler
+
+PERIOD_S = 1 / CONTROL_HZ
+HOME_SPEED = 0.5  # of a joint velocity of 1.0
+OPEN_TICKS = 8  # the gripper opens in place before the arm drives home
+OPENED = 0.1  # a gripper position that counts as open
+OPEN_PATIENCE = 45  # ticks after which something in the fingers no longer delays an episode
+
+Tell = Callable[[dict[str, Any]], None]  # an answer, or part of one, to whoever asked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """All that one host drives. ``scene`` is given where a simulator lays the table."""
+
+    arm: Arm
+    cameras: Cameras
+    operator: Operator
+    scene: Scene | None = None
+    record: Record = field(default_factory=NoRecord)
+
+
+@dataclass
+class _Reset:
+    """An episode that is to begin: the person lays the scene, the arm drives home."""
+
+    episode: Episode
+    tell: Tell
+    homing: int | None = None  # ticks since the arm began to drive home; None: it stands
+    started: bool = False  # whether the person has agreed to the start
+
+
+class Control:
+    """Owns the arm. ``run`` in one thread; every other public method may be called by any thread.
+
+    Whoever asks is answered through a ``Tell``, from the control thread: with what the method says,
+    or with "error" (refused, nothing happened) or "stopped" (a fault holds the arm).
+    """
+
+    def __init__(
+        self,
+        rig: Rig,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._rig, self._clock = rig, clock
+        self._guard = Guard(self.limits)
+        self._home_guard = Guard(gentler(self.limits, HOME_SPEED))
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._closed = False
+        self._number = self._lost_ticks = 0
+        self._now: Tick | None = None
+        self._fault: FaultError | None = None
+        self._held = True  # whether the arm knows that it is to hold
+        self._reset: _Reset | None = None
+        self._episode: Episode | None = None
+        self._to_label = ""  # the last episode, unless a fault came after it
+        self._plan: deque[np.ndarray] = deque()
+        self._tell_play: Tell | None = None
+        self._lookers: list[Tell] = []
+        self._commanded_s = 0.0
+
+    # ---- any thread ----------------------------------------------------------------------
+
+    def reset(self, task: str, seed: int, episode: Episode, tell: Tell) -> None:
+        """Begin an episode: "instruction" once the scene is laid, the person has agreed and the arm
+        is verified at home. Waits for a person for as long as it takes."""
+        self._inbox.put(lambda: self._begin_reset(task, seed, episode, tell))
+
+    def play(self, actions: Float32[np.ndarray, "n 8"], seen: int, tell: Tell) -> None:
+        """Execute a plan that was made from tick ``seen``: "tick" for each tick, with "done" in the
+        one after the last command."""
+        self._inbox.put(lambda: self._begin_plan(actions, seen, tell))
+
+    def observe(self, tell: Tell) -> None:
+        """ "tick": the next one."""
+        self._inbox.put(lambda: self._lookers.append(tell))
+
+    def hold(self, tell: Tell) -> None:
+        """Drop the plan and hold; answers with nothing."""
+        self._inbox.put(lambda: self._drop_plan(tell))
+
+    def end(self, ending: str, tell: Tell) -> None:
+        """Hold and end the episode. "id" is the one that ended, here or by a fault before."""
+        self._inbox.put(lambda: self._end(ending, tell))
+
+    def lost(self, why: str) -> None:
+        """Whoever drove is gone: hold, and give up what it had begun."""
+        self._inbox.put(lambda: self._abandon(why))
+
+    def stop(self) -> None:
+        """A fault, because a person wants it."""
+        self._inbox.put(lambda: self._fail(FaultError("operator_stop", "stop pressed")))
+
+    def clear(self) -> None:
+        """A person has looked at the arm: motions may be asked for again. Moves nothing."""
+        self._inbox.put(self._clear)
+
+    def health(self) -> dict[str, Any]:
+        """Of the last tick: its number, lateness, ages of frames, and what holds the arm."""
+        tick, fault = self._now, self._fault
+        ages = tick.frame_age_s() if tick else {}
+        return {
+            "tick": self._number,
+            "lateness_ms": 1000 * tick.lateness_s if tick else None,
+            "lost_ticks": self._lost_ticks,
+            "frame_age_ms": {view: 1000 * age for view, age in ages.items()},
+            "fault": str(fault) if fault else "",
+            "doing": self._doing(),
+        }
+
+    @property
+    def latest(self) -> Tick | None:
+        return self._now
+
+    def close(self) -> None:
+        """End ``run`` after its tick, the arm held."""
+        self._closed = True
+
+    # ---- the control thread --------------------------------------------------------------
+
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Tick on absolute deadlines until ``close``. Deadlines that have passed are lost."""
+        due = self._clock()
+        while not self._closed:
+            self.tick(due)
+            due += PERIOD_S
+            lost = max(0, int((self._clock() - due) / PERIOD_S))
+            self._lost_ticks += lost
+            due += lost * PERIOD_S
+            sleep(max(0.0, due - self._clock()))
+        _tell(self._abandon, "the host was ended")
+
+    def tick(self, due: float) -> None:
+        """One tick that was due at ``due``. Never raises: what goes wrong is a fault."""
+        now = self._clock()
+        self._number += 1
+        try:
+            rig = self._rig
+            tick = Tick(self._number, now, now - due, rig.arm.read(), rig.cameras.frames())
+            self._run_inbox()
+            self._publish(tick if self._fault else self._act(tick))
+        except FaultError as fault:
+            self._fail(fault)
+        except Exception as error:  # a lost cable, a bug: whatever it is, the arm must stop
+            log.exception("the control loop failed")
+            self._fail(FaultError("rig", f"{type(error).__name__}: {error}"))
+
+    def _run_inbox(self) -> None:
+        while not self._inbox.empty():
+            self._inbox.get_nowait()()
+
+    def _act(self, tick: Tick) -> Tick:
+        """Whatever this tick asks for; returns it with the command that was sent."""
+        if self._episode:
+            self._watch(self._guard, tick)
+            return self._play_on(tick)
+        reset = self._reset
+        if reset and reset.homing is None and self._rig.operator.may_start():
+            reset.started = True
+            self._go_home(reset)
+        if reset is None or reset.homing is None:
+            return tick
+        self._watch(self._home_guard, tick)
+        return self._drive_home(reset, tick)
+
+    def _watch(self, guard: Guard, tick: Tick) -> None:
+        if self._rig.operator.stop_asked():
+            raise FaultError("operator_stop", "stop pressed")
+        guard.watch(tick.reading(), tick.time_s)
+
+    def _play_on(self, tick: Tick) -> Tick:
+        if self._plan:
+            return self._send(self._guard, tick, self._plan.popleft())
+        if not self._held and tick.time_s - self._commanded_s >= self.limits.command_age_s:
+            self._hold()
+        return tick
+
+    def _send(self, guard: Guard, tick: Tick, planned: np.ndarray) -> Tick:
+        command = guard.command(planned, tick.arm.state)
+        self._held, self._commanded_s = False, tick.time_s
+        target = self._rig.arm.move(command.action)
+        return replace(tick, planned=planned.astype(np.float32), sent=command, target=target)
+
+    def _hold(self) -> None:
+        self._rig.arm.hold()
+        self._held = True
+        self._guard.rest()
+
+    def _go_home(self, reset: _Reset) -> None:
+        self._home_guard.begin()
+        reset.homing = 0
+
+    def _drive_home(self, reset: _Reset, tick: Tick) -> Tick:
+        """Closed loop at 15 Hz instead of DROID's one blocking call: a stop acts within a tick."""
+        ticks, state = reset.homing or 0, tick.arm.state
+        away = RESET_JOINTS - state.joint_position
+        error = float(np.abs(away).max())
+        opened = state.gripper_position < OPENED or ticks > OPEN_PATIENCE
+        if opened and error < self.limits.home_error:
+            self._hold()
+            self._arrived(reset)
+            return tick
+        reset.homing = ticks + 1
+        if ticks * PERIOD_S > self.limits.home_timeout_s:
+            waited = f"after {self.limits.home_timeout_s:g} s"
+            raise FaultError("reset_failed", f"the arm is {error:.2f} rad from home {waited}")
+        action = np.zeros(NUM_JOINTS + 1)
+        if opened or ticks >= OPEN_TICKS:
+            action[:NUM_JOINTS] = away / RAD_PER_TICK
+        return self._send(self._home_guard, tick, action)
+
+    def _arrived(self, reset: _Reset) -> None:
+        if not reset.started:
+            reset.homing = None  # it drove home after a label; now the person lays the scene
+            return
+        self._reset = None
+        try:
+            self._rig.operator.began(reset.episode)
+        except ValueError as error:
+            reset.tell({"error": str(error)})
+            return
+        self._rig.record.begin(reset.episode)
+        self._episode = reset.episode
+        self._guard.begin()
+        reset.tell({"instruction": reset.episode["instruction"]})
+
+    def _publish(self, tick: Tick) -> None:
+        self._now = tick
+        finished = bool(self._episode) and self._rig.operator.finished()
+        if self._episode:
+            self._rig.record.tick(tick)
+        seen = {"tick": tick, "finished": finished, "done": tick.sent is None}
+        for tell in self._lookers:
+            tell(seen)
+        self._lookers.clear()
+        if self._tell_play:
+            self._tell_play(seen)
+            if tick.sent is None:
+                self._tell_play = None
+
+    def _doing(self) -> str:
+        if self._fault:
+            return "fault"
+        if self._episode:
+            return "episode"
+        reset = self._reset
+        return "idle" if reset is None else "wait" if reset.homing is None else "home"
+
+    # ---- requests, run by the control thread ---------------------------------------------
+
+    def _begin_reset(self, task: str, seed: int, episode: Episode, tell: Tell) -> None:
+        if self._episode or self._reset:
+            tell({"error": "an episode is under way: end it first"})
+            return
+        operator, scene = self._rig.operator, self._rig.scene
+        labelled = bool(self._to_label) and operator.label(self._to_label) is not None
+        try:
+            instruction = operator.expect(task, seed, scene.lay(task, seed) if scene else "")
+        except ValueError as error:
+            tell({"error": str(error)})
+            return
+        if isinstance(operator, Unattended):
+            self._clear()
+        self._reset = _Reset(episode | {"task": task, "instruction": instruction}, tell)
+        if labelled and not self._fault:  # the person has just spoken, so knows where the arm is
+            self._go_home(self._reset)
+
+    def _begin_plan(self, actions: np.ndarray, seen: int, tell: Tell) -> None:
+        if self._fault or not self._episode:
+            tell({"stopped": str(self._fault)} if self._fault else {"error": "no episode runs"})
+            return
+        if self._plan:
+            tell({"error": "a plan is being played"})
+            return
+        self._tell_play = tell
+        age = (self._number - seen) * PERIOD_S
+        if age > self.limits.plan_age_s:
+            raise FaultError("stale_plan", f"it was made from an observation {age:.1f} s ago")
+        self._plan.extend(actions)
+
+    def _drop_plan(self, tell: Tell) -> None:
+        self._plan.clear()
+        self._tell_play = None
+        if self._episode and not self._fault:
+            self._hold()
+        tell({})
+
+    def _end(self, ending: str, tell: Tell) -> None:
+        if self._episode:
+            self._hold()
+            self._finish(ending)
+        tell({})
+
+    def _finish(self, ending: str) -> None:
+        """The arm is held, or was told so in vain."""
+        episode, self._episode = self._episode, None
+        self._plan.clear()
+        self._tell_play = None
+        if episode is None:
+            return
+        ended = episode | {"ending": ending}
+        self._to_label = episode["trajectory_id"]
+        for tell in (self._rig.record.end, self._rig.operator.ended):
+            _tell(tell, ended)
+
+    def _abandon(self, why: str) -> None:
+        moving = self._episode is not None or self._reset is not None
+        self._reset = None
+        self._lookers.clear()
+        if moving and not self._fault:
+            self._hold()
+        self._finish(f"aborted:client_lost, {why}")
+
+    def _fail(self, fault: FaultError) -> None:
+        """Hold first, then tell everybody. A second fault changes nothing but tries to hold."""
+        first, self._fault = self._fault is None, self._fault or fault
+        try:
+            if first or not self._held:
+                self._hold()
+        except Exception as error:
+            self._held = False
+            log.exception("the arm could not be told to hold: %s", error)
+        if not first:
+            return
+        waiting = [self._tell_play, *self._lookers, self._reset.tell if self._reset else None]
+        self._reset, self._to_label = None, ""
+        self._lookers.clear()
+        self._finish(f"aborted:{fault.reason}")
+        self._to_label = ""
+        _tell(self._rig.operator.fault, str(fault))
+        for tell in filter(None, waiting):
+            tell({"stopped": str(fault)})
+
+    def _clear(self) -> None:
+        self._fault = None
+
+
+def _tell(who: Callable[[Any], None], what: Any) -> None:
+    """What must not fail any more: the arm is held, and others are still to be told."""
+    try:
+        who(what)
+    except Exception:
+        log.exception("%r was told of %r in vain", who, what)

@@ -1,0 +1,61 @@
+"""One tick of the loop beside the arm, and where ticks are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from contracts.constants import VIEWS
+from envs.droid.operator import Episode
+from envs.droid.rig import ArmReading, Frame
+from envs.safety import Command, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """All that is known of one tick: what pages show, clients get and records keep.
+
+    The arm was read and the newest frames were taken before ``sent`` went out. ``target`` is where
+    the arm then aims [rad].
+    """
+
+    number: int
+    time_s: float  # this machine's monotonic clock
+    lateness_s: float
+    arm: ArmReading
+    frames: Sequence[Frame]
+    planned: Float32[np.ndarray, " 8"] | None = None
+    sent: Command | None = None
+    target: Float[np.ndarray, " 7"] | None = None
+
+    def frame_age_s(self) -> dict[str, float]:
+        return {v: self.time_s - f.captured_s for v, f in zip(VIEWS, self.frames, strict=True)}
+
+    def reading(self) -> Reading:
+        return Reading(self.arm.state, self.arm.command_ok, self.frame_age_s(), self.lateness_s)
+
+
+class Record(Protocol):
+    """Keeps an episode's ticks. Called by the control loop: must not wait for a disk."""
+
+    def begin(self, episode: Episode) -> None: ...
+
+    def tick(self, tick: Tick) -> None: ...
+
+    def end(self, episode: Episode) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoRecord:
+    """Keeps nothing."""
+
+    def begin(self, episode: Episode) -> None: ...
+
+    def tick(self, tick: Tick) -> None: ...
+
+    def end(self, episode: Episode) -> None: ...
+
+    def close(self) -> None: ...
