@@ -102,7 +102,7 @@ const lost = () => performance.now() - heard > LOST_MS;
 
 const WORDS = {
   waiting_for_reset: () => desk.awaits_scene
-    ? ["Wait a moment", "The robot host has not said yet what comes next."]
+    ? ["Wait a moment", `${desk.label ? `Noted: ${desk.label}. ` : ""}The robot host has not said yet what comes next.`]
     : ["Lay the scene", "Then take your hands off the table and press Reset done."],
   ready: () => desk.start_asked
     ? ["Starting", "Waiting for the robot host to begin."]
@@ -149,7 +149,7 @@ function showTally() {
   const percent = (share) => `${Math.round(100 * share)} %`;
   $("tally").replaceChildren(...desk.tally.map((row) => {
     const cells = [row.task, `v${row.policy_version}`, `${row.success} of ${row.n}`, row.n ? percent(row.success / row.n) : "–",
-      `${percent(row.low)} to ${percent(row.high)}`, row.discard];
+      `${Math.round(100 * row.low)}–${percent(row.high)}`, row.discard];
     const line = document.createElement("tr");
     line.append(...cells.map((cell) => Object.assign(document.createElement("td"), { textContent: cell })));
     return line;
