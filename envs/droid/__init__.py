@@ -1,1 +1,1 @@
-"""A DROID rig: the process beside the arm, and how a run talks to it."""
+"""A DROID rig: the robot's host and the person beside it. No torch, no Ray."""

@@ -1,0 +1,1 @@
+"""The web page of the person at the robot, its server, and what they remember."""
