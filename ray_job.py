@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from cluster import interrupts, submitted
 from configs import schema
-from contracts.errors import StoppedError
+from contracts.errors import ArmStoppedError, StoppedError
 
 schema.register()
 
@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
         from cluster.jobs import run_job  # noqa: PLC0415
 
         run_job(run, Path.cwd())
-    except (ValueError, OSError, StoppedError) as error:
+    except (ValueError, OSError, StoppedError, ArmStoppedError) as error:
         sys.exit(f"error: {error}")
 
 

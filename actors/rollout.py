@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from configs.robot import SETTLE_TICKS
 from contracts.constants import TICKS_PER_FRAME
 from contracts.errors import ArmStoppedError, DiscardedError, PolicyUnavailableError
 from contracts.protocols import LabelSource, PacedRobot, Policy, RobotEnv
@@ -36,7 +37,9 @@ class EpisodeRequest:
     seed: int  # of the scene and, folded with the chunk's index, of every decision
     max_ticks: int
     execute: int = 12  # ticks of a chunk that are executed before the next decision
-    settle_ticks: int = 6  # consecutive ticks that must look finished before the episode ends
+    settle_ticks: int = (
+        SETTLE_TICKS  # consecutive ticks that must look finished before the episode ends
+    )
     origin: Origin = "real"
 
     def __post_init__(self) -> None:

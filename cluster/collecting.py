@@ -1,6 +1,7 @@
 """Stages that touch the robot: demonstrations, real rollouts, evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from actors.rollout import EpisodeRequest
@@ -69,13 +70,12 @@ def collect(run: Context, iteration: int, policy: int) -> dict[str, Any]:
     if config.robot.kind == "recorded":
         return import_recordings(run, "real", recordings(config, "train"))
     requests = [
-        EpisodeRequest(
-            trajectory_id=f"real-{iteration}-{task}-{k:04d}",
-            task=task,
-            iteration=iteration,
-            seed=fold(config.seed, "real", iteration, task, k),
-            max_ticks=config.max_ticks(task),
-            execute=config.policy.execute,
+        _request(
+            config,
+            f"real-{iteration}-{task}-{k:04d}",
+            task,
+            iteration,
+            fold(config.seed, "real", iteration, task, k),
         )
         for k in range(max(config.for_task(task).rollouts for task in run.tasks))
         for task in run.tasks
@@ -94,19 +94,26 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
             import_recordings(run, "evaluation", held_out)
         return {}
     requests = [
-        EpisodeRequest(
-            trajectory_id=f"evaluation-{name}-{task}-{k:04d}",
-            task=task,
-            iteration=0,
-            seed=config.evaluation.seed + k,
-            max_ticks=config.max_ticks(task),
-            execute=config.policy.execute,
-        )
+        _request(config, f"evaluation-{name}-{task}-{k:04d}", task, 0, config.evaluation.seed + k)
         for k in range(config.evaluation.episodes)
         for task in run.tasks
     ]
     checkpoint = run.checkpoints.open("policy", policy)
     return roll_out(run, f"evaluate {name}", checkpoint, requests, "evaluation")
+
+
+def _request(
+    config: RunConfig, trajectory_id: str, task: str, iteration: int, seed: int
+) -> EpisodeRequest:
+    return EpisodeRequest(
+        trajectory_id=trajectory_id,
+        task=task,
+        iteration=iteration,
+        seed=seed,
+        max_ticks=config.max_ticks(task),
+        execute=config.policy.execute,
+        settle_ticks=config.robot.settle_ticks,
+    )
 
 
 def recordings(config: RunConfig, split: str, demos: bool = False) -> RecordedRobot:
@@ -219,6 +226,8 @@ def _on_robots(
     simulated = config.robot.kind == "mujoco"
     advice = "look at the robot's log in the Ray dashboard" if simulated else "look at the robot"
     stall = run.stall(bar, advice, **({"policy_server": server} if server else {}))
+    if config.robot.kind == "droid":  # a person lays each scene
+        stall = replace(stall, timeout_s=max(stall.timeout_s, config.robot.person_s))
     robots = [start(*robot, **asked, max_restarts=0) for _ in range(config.robot.count)]
     try:
         if server:

@@ -19,7 +19,12 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from contracts.errors import DiskFullError, PolicyUnavailableError, StoppedError
+from contracts.errors import (
+    ArmStoppedError,
+    DiskFullError,
+    PolicyUnavailableError,
+    StoppedError,
+)
 from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
 from services.queue import QueueStatus
 
@@ -143,12 +148,16 @@ def _outcome(call: Any) -> Any:
         return error
 
 
+# What a call may fail with that is told in one line, not with the traces of every process.
+_PLAIN = (ConnectionError, ArmStoppedError, DiskFullError, ValueError)
+
+
 def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
     """Wait for one remote result.
 
     Raises:
         ray.exceptions.GetTimeoutError: no answer in time.
-        PolicyUnavailableError, DiskFullError, ValueError: the call there failed with it.
+        ConnectionError, ArmStoppedError, DiskFullError, ValueError: the call there failed with it.
         ray.exceptions.RayError: the process died or the call failed there.
     """
     try:
@@ -159,8 +168,8 @@ def answer(reference: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
             "what it asks of a node. What is stored is kept; the same command continues"
         ) from error
     except RayTaskError as error:
-        if isinstance(error.cause, (PolicyUnavailableError, DiskFullError, ValueError)):
-            raise error.cause from error  # one line for the user, not the traces of every process
+        if isinstance(error.cause, _PLAIN):
+            raise error.cause from error
         raise
 
 

@@ -52,7 +52,7 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
         count = max(1, sum(run.for_task(task).fewest_workers for task in tasks))
         return [Process("latents", "image encoder", count, c.worker_cpus, c.worker_gpus)]
     plan = []
-    if run.robot.kind == "mujoco":
+    if run.robot.kind != "recorded":
         plan += [
             Process("collect", "robot", run.robot.count, c.worker_cpus, 0, run.robot.resource),
             Process("collect", "policy server", 1, c.worker_cpus, c.worker_gpus),

@@ -1,21 +1,24 @@
 """What runs inside the process of a robot. It needs neither torch nor a model."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
 from configs.robot import RobotConfig
 from configs.run import RunConfig
 from contracts.protocols import LabelSource, Policy, RobotEnv
 from contracts.types import Label, Trajectory
+from envs.droid.client import DroidLabels, DroidRobot
 from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot, SimulatorLabels
 
 
 class RobotProcess:
-    """One simulated robot, its cameras and the loop that drives it; the policy is elsewhere."""
+    """One robot, its cameras and the loop that drives it; the policy is elsewhere."""
 
     def __init__(self, config: RunConfig, policy: Policy) -> None:
-        self._actor = RolloutActor(lambda: _simulated(config), policy)
+        make = _droid if config.robot.kind == "droid" else _simulated
+        self._actor = RolloutActor(lambda: make(config), policy)
 
     def collect(self, request: EpisodeRequest) -> tuple[Trajectory, Label]:
         return self._actor.collect(request)
@@ -25,6 +28,24 @@ def _simulated(config: RunConfig) -> tuple[RobotEnv, LabelSource, Finished]:
     """A robot whose operator is the simulator's privileged check: it labels, and ends successes."""
     robot = MujocoRobot(config.robot)
     return robot, SimulatorLabels(robot), robot.privileged_success
+
+
+def _droid(config: RunConfig) -> tuple[RobotEnv, LabelSource, Finished]:
+    """The arm behind its host; a person beside it labels, and ends episodes."""
+    wanted = config.robot
+    try:
+        token = Path(wanted.token_file).read_text().strip() if wanted.token_file else ""
+    except OSError as error:
+        raise ValueError(f"robot.token_file={wanted.token_file}: {error}") from error
+    robot = DroidRobot(wanted.address, token, wanted.binary_gripper, wanted.person_s)
+    size = (robot.facts["height"], robot.facts["width"])
+    if size != (wanted.height, wanted.width):
+        robot.close()
+        raise ValueError(
+            f"the robot's host sends views of {size[0]}x{size[1]}, robot.height={wanted.height} "
+            f"robot.width={wanted.width}: start it with --size {wanted.height}x{wanted.width}"
+        )
+    return robot, DroidLabels(robot), robot.finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,10 +202,10 @@ class RunConfig:
             raise ValueError("out='' names no folder: give out=<folder>")
         for name in self.task:
             self.for_task(name)
-        if self.robot.kind == "mujoco":
-            self._check_simulated()
-        else:
+        if self.robot.kind == "recorded":
             self._check_recorded()
+        else:
+            self._check_tasks()
         self._check_local_cluster()
 
     def _check_bases(self) -> None:
@@ -256,13 +256,23 @@ class RunConfig:
                 "it, or job=evaluate to evaluate it"
             )
 
-    def _check_simulated(self) -> None:
+    def _check_tasks(self) -> None:
         if not self.task:
             raise ValueError(
                 "zero tasks: choose some with task=all, task=quick or task=[book,draw]"
             )
+        if self.robot.kind == "droid":  # a lab's own tasks: the host knows their prompts
+            self._check_demos()
+            return
         for name in self.task:
             one_of("task", name, TASKS)
+
+    def _check_demos(self) -> None:
+        if self.job == "loop" and not self.demos.path:
+            raise ValueError(
+                "robot=droid: nobody demonstrates by itself there. Give demos.path=<folder of "
+                "recordings of these tasks>, in Ctrl-World's or LeRobot's layout"
+            )
 
     def _check_recorded(self) -> None:
         if self.task:
@@ -297,7 +307,7 @@ class RunConfig:
 
     def max_ticks(self, name: str) -> int:
         """Longest real episode of a task, in 15 Hz ticks."""
-        return self.for_task(name).max_ticks or TASKS[name]
+        return self.for_task(name).max_ticks or TASKS.get(name, self.robot.max_ticks)
 
     def peak_cpus(self, tasks: Iterable[str] = ()) -> float:
         """Logical CPUs of the widest stage: collecting, imagining or learning.

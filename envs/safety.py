@@ -6,6 +6,7 @@ is Franka's external activation device, in a person's hand.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,11 @@ from contracts.types import RobotState
 
 _SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of a motion that would leave the box, largest first
 _EDGE = 1e-6  # m: a flange that stays where it is never counts as going further out
+
+_ROWS = dict.fromkeys(("box_low", "box_high"), 3) | dict.fromkeys(
+    ("joint_low", "joint_high", "joint_speed"), NUM_JOINTS
+)
+_COUNTS = ("late_ticks", "failed_commands")
 
 Row = tuple[float, ...]
 
@@ -58,17 +64,18 @@ class Limits:
     home_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
-        for name, count in (("box", 3), ("joint", NUM_JOINTS)):
-            low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
-            if len(low) != count or len(high) != count or not np.less(low, high).all():
-                raise ValueError(f"{name}_low={low} must be {count} numbers below {name}_high")
-        if len(self.joint_speed) != NUM_JOINTS or min(self.joint_speed) <= 0:
-            raise ValueError(f"joint_speed={self.joint_speed} must be 7 numbers above 0")
-        if not 0 < self.speed <= 1:
-            raise ValueError(f"speed={self.speed} must lie in (0, 1]")
-        for name in ("slew", "command_age_s", "plan_age_s", "state_age_s", "frame_age_s", "late_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name in _ROWS and len(value) != _ROWS[name]:
+                raise ValueError(f"limit {name}={list(value)} must be {_ROWS[name]} numbers")
+            if name not in _ROWS and not value > 0:
+                raise ValueError(f"limit {name}={value} must be above 0")
+        for low in ("box_low", "joint_low"):
+            high = low.replace("low", "high")
+            if not np.less(getattr(self, low), getattr(self, high)).all():
+                raise ValueError(f"limit {low}={list(getattr(self, low))} must be below {high}")
+        if self.speed > 1:
+            raise ValueError(f"limit speed={self.speed} must be at most 1")
 
     @classmethod
     def read(cls, table: Mapping[str, object]) -> "Limits":
@@ -77,8 +84,19 @@ class Limits:
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
             raise ValueError(f"limit {unknown[0]!r} is unknown; there are: {known}")
-        rows = {name: tuple(v) if isinstance(v, list) else v for name, v in table.items()}
-        return cls(**rows)
+        return cls(**{name: _typed(name, value) for name, value in table.items()})
+
+
+def _typed(name: str, value: object) -> Any:
+    """A table's value as the limit of that name wants it."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) != len(values) or isinstance(value, list) != (name in _ROWS):
+        wanted = f"{_ROWS[name]} numbers" if name in _ROWS else "a number"
+        raise ValueError(f"limit {name}={value!r} must be {wanted}")
+    if name in _COUNTS:
+        return round(numbers[0])
+    return tuple(map(float, numbers)) if name in _ROWS else float(numbers[0])
 
 
 @dataclass(frozen=True, slots=True)

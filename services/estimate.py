@@ -106,10 +106,10 @@ class _Plan:
     rates: Rates
 
     def stages(self) -> Iterator[Cost]:
-        simulated = self.config.robot.kind == "mujoco"  # recordings are read, not played
+        moves = self.config.robot.kind != "recorded"  # recordings are read, not played
         for cost in self.all_stages():
             played = cost.kind in ("demonstrations", "real rollouts", "evaluation")
-            if cost.units and (simulated or not played):
+            if cost.units and (moves or not played):
                 yield cost
 
     def all_stages(self) -> Iterator[Cost]:

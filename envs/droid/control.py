@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from envs.safety import FaultError, Guard, Limits, gentler
 PERIOD_S = 1 / CONTROL_HZ
 HOME_SPEED = 0.5  # of a joint velocity of 1.0
 OPEN_TICKS = 8  # the gripper opens in place before the arm drives home
+CLEAR_S = 2.0
+OPEN_S = 60.0
 OPENED = 0.1  # a gripper position that counts as open
 OPEN_PATIENCE = 45  # ticks after which something in the fingers no longer delays an episode
 
@@ -68,7 +71,7 @@ class Control:
         self._guard = Guard(self.limits)
         self._home_guard = Guard(gentler(self.limits, HOME_SPEED))
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._closed = False
+        self._closed, self._opened, self._why_not = False, threading.Event(), ""
         self._number = self._lost_ticks = 0
         self._now: Tick | None = None
         self._fault: FaultError | None = None
@@ -114,8 +117,16 @@ class Control:
         self._inbox.put(lambda: self._fail(FaultError("operator_stop", "stop pressed")))
 
     def clear(self) -> None:
-        """A person has looked at the arm: motions may be asked for again. Moves nothing."""
-        self._inbox.put(self._clear)
+        """A person has looked at the arm: motions may be asked for again. Moves nothing. Returns
+        once it is so.
+
+        Raises:
+            TimeoutError: the control loop does not answer.
+        """
+        done = threading.Event()
+        self._inbox.put(lambda: (self._clear(), done.set())[0])
+        if not done.wait(CLEAR_S):
+            raise TimeoutError("the control loop does not answer: look at the host's terminal")
 
     def health(self) -> dict[str, Any]:
         """Of the last tick: its number, lateness, ages of frames, and what holds the arm."""
@@ -140,8 +151,30 @@ class Control:
 
     # ---- the control thread --------------------------------------------------------------
 
+    def wait_until_open(self) -> None:
+        """Raises ValueError when the arm or a camera could not be opened."""
+        if not self._opened.wait(OPEN_S):
+            self._why_not = f"the rig did not open within {OPEN_S:g} s"
+        if self._why_not:
+            raise ValueError(self._why_not)
+
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Tick on absolute deadlines until ``close``. Deadlines that have passed are lost."""
+        """Open the rig, tick on absolute deadlines until ``close``, close the rig. Deadlines that
+        are a whole period behind are lost."""
+        parts = {id(part): part for part in (self._rig.arm, self._rig.cameras)}.values()
+        try:
+            for part in parts:  # in simulation both are one
+                part.open()
+        except Exception as error:
+            self._why_not = f"the rig cannot be opened: {error}"
+            log.debug("the rig cannot be opened", exc_info=True)
+        self._opened.set()
+        if not self._why_not:
+            self._tick_on(sleep)
+        for part in parts:
+            _tell(lambda part: part.close(), part)
+
+    def _tick_on(self, sleep: Callable[[float], None]) -> None:
         due = self._clock()
         while not self._closed:
             self.tick(due)
@@ -164,7 +197,8 @@ class Control:
         except FaultError as fault:
             self._fail(fault)
         except Exception as error:  # a lost cable, a bug: whatever it is, the arm must stop
-            log.exception("the control loop failed")
+            if self._fault is None:
+                log.exception("the control loop failed")
             self._fail(FaultError("rig", f"{type(error).__name__}: {error}"))
 
     def _run_inbox(self) -> None:
@@ -339,9 +373,9 @@ class Control:
         try:
             if first or not self._held:
                 self._hold()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - tried again at every tick
             self._held = False
-            log.exception("the arm could not be told to hold: %s", error)
+            log.log(logging.ERROR if first else logging.DEBUG, "the arm cannot be held: %s", error)
         if not first:
             return
         waiting = [self._tell_play, *self._lookers, self._reset.tell if self._reset else None]

@@ -83,15 +83,17 @@ class Desk:
         """Whether the person has ended the running episode by saying what it was worth."""
         return self._end_asked
 
-    def expect(self, task: str, seed: int) -> str:
+    def expect(self, task: str, seed: int, instruction: str = "") -> str:
         """The next episode is (task, seed): show how to lay it; returns its instruction.
 
-        A scene that was confirmed before is confirmed again, unless it is this very one.
+        With ``instruction`` a simulator has laid the scene and says what it is for. A scene that
+        was confirmed before is confirmed again, unless it is this very one.
 
         Raises:
             ValueError: the task has no prompts, or an episode is running.
         """
-        prompt = self._prompts.draw(task, seed)
+        laid = Prompt(task, seed, instruction, "The simulator has laid the scene.")
+        prompt = laid if instruction else self._prompts.draw(task, seed)
         with self._lock:
             self._prompts_used = True
             if self._facts.at == "running":

@@ -40,14 +40,19 @@ class Request:
 
 def read_request(frame: str | bytes) -> Request:
     """Raises ValueError for anything that is not one whole, sensible request."""
-    if isinstance(frame, str):
-        raise ValueError("text frames mean nothing here: send msgpack")
-    said = unpack(frame)
+    said = {} if isinstance(frame, str) else unpack(frame)
     if not isinstance(said, dict):
         raise ValueError("send one map")
     number, ask = said.pop("number", None), said.pop("ask", None)
     if type(number) is not int or not isinstance(ask, str) or ask not in ASKS:
-        raise ValueError(f'give "number" and "ask", which is one of {", ".join(ASKS)}')
+        raise ValueError(f'send msgpack with "number" and "ask", one of {", ".join(ASKS)}')
+    _check_fields(ask, said)
+    if ask == "play":
+        said["actions"] = _actions(said["actions"])
+    return Request(number, ask, said)
+
+
+def _check_fields(ask: str, said: dict[Any, Any]) -> None:
     if set(said) != set(ASKS[ask]):
         raise ValueError(f"{ask} takes {sorted(ASKS[ask])}, got {sorted(map(str, said))[:8]}")
     for name, kind in ASKS[ask].items():
@@ -55,9 +60,6 @@ def read_request(frame: str | bytes) -> Request:
             raise ValueError(f"{ask}: {name} must be of type {kind.__name__}")
         if kind is str and len(said[name]) > MAX_TEXT:
             raise ValueError(f"{ask}: {name} is longer than {MAX_TEXT} characters")
-    if ask == "play":
-        said["actions"] = _actions(said["actions"])
-    return Request(number, ask, said)
 
 
 def _actions(given: np.ndarray) -> np.ndarray:

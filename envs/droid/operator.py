@@ -1,13 +1,14 @@
 """Who stands beside the robot: a person at a console, or in simulation nobody."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from configs.robot import SETTLE_TICKS
 from envs.droid.rig import Scene
 
-SETTLE_TICKS = 6  # consecutive successes that end an unattended episode
 Episode = dict[str, Any]  # trajectory_id, task, instruction, policy_version, max_ticks; ending
 
 
+@runtime_checkable
 class Operator(Protocol):
     """What the host asks and tells the person. ``envs.droid.desk.Desk`` is the real one."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -27,10 +27,15 @@ class ArmReading:
     command_ok: bool = True
 
 
+@runtime_checkable
 class Arm(Protocol):
     """One arm and its gripper, driven by one thread. Whatever it raises is a fault."""
 
     name: str
+
+    def open(self) -> None:
+        """Connect, in the thread that drives. Raises ValueError or OSError naming what to do."""
+        ...
 
     def read(self) -> ArmReading:
         """The newest measured state; does not wait for a newer one."""
@@ -48,10 +53,15 @@ class Arm(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class Cameras(Protocol):
     """The three views in the order of ``contracts.constants.VIEWS``, of one size."""
 
     names: tuple[str, str, str]  # serial numbers or devices, for the record
+
+    def open(self) -> None:
+        """Likewise, and wait for a first picture of each view."""
+        ...
 
     def frames(self) -> Sequence[Frame]:
         """The newest picture of each view; does not wait for a newer one. Raises OSError when a
@@ -61,6 +71,7 @@ class Cameras(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
 class Scene(Protocol):
     """A table that a simulator lays and judges, where no person does."""
 

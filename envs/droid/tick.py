@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -37,6 +37,7 @@ class Tick:
         return Reading(self.arm.state, self.arm.command_ok, self.frame_age_s(), self.lateness_s)
 
 
+@runtime_checkable
 class Record(Protocol):
     """Keeps an episode's ticks. Called by the control loop: must not wait for a disk."""
 

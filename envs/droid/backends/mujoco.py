@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from configs.robot import RobotConfig
 from contracts.constants import NUM_JOINTS, RAD_PER_TICK, VIEWS
 from contracts.panda import JOINT_HIGH, JOINT_LOW
-from envs.droid.rig import ArmReading, Frame
+from envs.droid.rig import Arm, ArmReading, Cameras, Frame, Scene
 from envs.mujoco.robot import MujocoRobot
 
 
@@ -20,10 +21,12 @@ class MujocoRig:
     names = VIEWS
 
     def __init__(self, config: RobotConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises ValueError where the renderer is not to be had."""
         self._robot = MujocoRobot(config)
         self._clock = clock
         self._moved = True
+
+    def open(self) -> None:
+        """Raises ValueError where the renderer is not to be had. OpenGL works in one thread."""
         self._robot.reset("stack", 0)
 
     def read(self) -> ArmReading:
@@ -54,3 +57,9 @@ class MujocoRig:
 
     def close(self) -> None:
         self._robot.close()
+
+
+def open_rig(table: dict[str, Any], size: tuple[int, int]) -> tuple[Arm, Cameras, Scene]:
+    """``[cameras]`` may give ``renderer``."""
+    rig = MujocoRig(RobotConfig(height=size[0], width=size[1], **table.get("cameras", {})))
+    return rig, rig, rig

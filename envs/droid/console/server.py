@@ -5,7 +5,6 @@ import hmac
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from websockets.http11 import Request, Response
 from envs.droid.console import messages
 from envs.droid.console.pages import Door
 from envs.droid.desk import Desk, RefusedError
+from envs.droid.serving import in_thread
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_TOKEN = 16  # characters
@@ -286,32 +286,7 @@ def serving(console: Console, settings: ConsoleSettings) -> Iterator[str]:
     Raises:
         ValueError: it cannot listen there.
     """
-    ready, found = threading.Event(), {}
-
-    async def run() -> None:
-        found["stop"], found["loop"] = asyncio.Event(), asyncio.get_running_loop()
-        try:
-            async with console.listening() as port:
-                found["port"] = port
-                ready.set()
-                await found["stop"].wait()
-        except OSError as error:
-            found["error"] = error
-            ready.set()
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),), name="console", daemon=True)
-    thread.start()
-    ready.wait()
-    if "error" in found:
-        raise ValueError(
-            f"the console cannot listen at {settings.host}:{settings.port} ({found['error']}). "
-            "Give another port; 0 takes a free one"
-        )
-    try:
+    with in_thread(console.listening, "console", (settings.host, settings.port)) as port:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        yield f"http://{host}:{found['port']}/" + (
-            f"#token={settings.token}" if settings.token else ""
-        )
-    finally:
-        found["loop"].call_soon_threadsafe(found["stop"].set)
-        thread.join(10)
+        token = f"#token={settings.token}" if settings.token else ""
+        yield f"http://{host}:{port}/{token}"
