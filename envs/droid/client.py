@@ -1,13 +1,13 @@
 """The robot as a run sees it: a ``PacedRobot`` whose host is at the other end of a websocket."""
 
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from contracts.errors import ArmStoppedError, DiscardedError
@@ -33,11 +33,16 @@ class DroidRobot:
             ValueError: nobody answers there, the token is wrong, or it is no robot's host.
         """
         self._address, self._binary, self._person_s = address, binary_gripper, person_s
-        self._socket = _connect(address, token)
+        self._stack = ExitStack()
+        self._socket = self._stack.enter_context(_connect(address, token))
         self._number = 0
         self._next = {"episode": "", "policy_version": -1, "max_ticks": 0}
         self._instruction, self._seen, self._finished = "", 0, False
-        self.facts = _greeting(self._socket, address)
+        try:
+            self.facts = _greeting(self._socket, address)
+        except ValueError:
+            self.close()
+            raise
         self.episode = ""  # the host's name for the running or last episode
 
     def announce(self, trajectory_id: str, policy_version: int, max_ticks: int) -> None:
@@ -104,7 +109,7 @@ class DroidRobot:
         return self._ask("label", self._person_s, episode=self.episode)["label"]
 
     def close(self) -> None:
-        self._socket.close()
+        self._stack.close()
 
     def _note(self, answer: dict[str, Any], executed: np.ndarray | None) -> Moment:
         self._seen, self._finished = answer["tick"]["tick"], answer["finished"]
@@ -167,17 +172,19 @@ class DroidLabels:
         return Label(trajectory.id, bool(said["success"]), source, said["who"])
 
 
-def _connect(address: str, token: str) -> ClientConnection:
+@contextmanager
+def _connect(address: str, token: str) -> Iterator[ClientConnection]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        return connect(
-            address, additional_headers=headers, compression=None, max_size=MAX_FRAME_BYTES
-        )
-    except (OSError, InvalidHandshake, ValueError) as error:
-        raise ValueError(
-            f"robot.address={address}: no robot's host answers there ({error}). Start it beside "
-            "the robot with python -m envs.droid.host, and check robot.token_file"
-        ) from error
+    options = {"compression": None, "max_size": MAX_FRAME_BYTES, "proxy": None}
+    with ExitStack() as stack:
+        try:
+            socket = stack.enter_context(connect(address, additional_headers=headers, **options))
+        except (OSError, InvalidHandshake, InvalidURI) as error:
+            raise ValueError(
+                f"robot.address={address}: no robot's host answers there ({error}). Start it "
+                "beside the robot with python -m envs.droid.host, and check robot.token_file"
+            ) from error
+        yield socket
 
 
 def _greeting(socket: ClientConnection, address: str) -> dict[str, Any]:

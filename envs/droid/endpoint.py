@@ -42,13 +42,13 @@ class EndpointSettings:
 
 
 class Endpoint:
-    """Speaks ``envs.droid.messages``. A request that makes no sense costs its client the
-    connection, and if it drove, the arm is held."""
+    """Speaks ``envs.droid.messages``. A request that makes no sense is refused; it costs whoever
+    drives the connection, and the arm is held."""
 
     def __init__(self, control: Control, rig: Rig, facts: Answer, settings: EndpointSettings):
         self._control, self._operator = control, rig.operator
         self._facts, self._settings = facts, settings
-        self._driver: ServerConnection | None = None
+        self._driver: object = None
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
@@ -82,11 +82,7 @@ class Endpoint:
         try:
             talk.put({"greeting": self._facts})
             async for frame in client:
-                request = read_request(frame)
-                if request.ask in DRIVES and not self._takes_the_wheel(client):
-                    talk.answer(request.number, {"error": "another client drives this robot"})
-                    continue
-                talk.serve(request, self._facts)
+                self._hear(client, talk, frame)
         except ConnectionClosed as error:
             why = str(error)
         except ValueError as error:
@@ -98,7 +94,21 @@ class Endpoint:
                 self._control.lost(why)
             await talk.close(sender)
 
-    def _takes_the_wheel(self, client: ServerConnection) -> bool:
+    def _hear(self, client: object, talk: "_Talk", frame: str | bytes) -> None:
+        """Raises ValueError for nonsense from whoever drives; others are told."""
+        try:
+            request = read_request(frame)
+        except ValueError as error:
+            if client is self._driver:
+                raise
+            talk.answer(0, {"error": str(error)})
+            return
+        if request.ask in DRIVES and not self._takes_the_wheel(client):
+            talk.answer(request.number, {"error": "another client drives this robot"})
+            return
+        talk.serve(request, self._facts)
+
+    def _takes_the_wheel(self, client: object) -> bool:
         if self._driver is None:
             self._driver = client
         return self._driver is client

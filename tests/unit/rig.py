@@ -1,6 +1,6 @@
 """A rig without physics, for tests of what drives one: its clock moves when a test says so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ class Clock:
 class FakeArm:
     """Goes where it is told by the next tick. ``sent`` is every command, ``HOLD`` for a hold."""
 
-    clock: Clock
+    clock: Callable[[], float]
     joints: np.ndarray = field(default_factory=RESET_JOINTS.copy)
     gripper: float = 0.0
     name: str = "fake"
@@ -52,7 +52,7 @@ class FakeArm:
             "joint_velocity": np.zeros(7, np.float32),
             "cartesian_position": flange_pose(self.joints).astype(np.float32),
             "gripper_position": self.gripper,
-            "time_s": self.clock.now if self.frozen_at is None else self.frozen_at,
+            "time_s": self.clock() if self.frozen_at is None else self.frozen_at,
         }
         return ArmReading(RobotState(**state | self.changed), self.command_ok)
 
@@ -74,7 +74,7 @@ class FakeArm:
 
 @dataclass
 class FakeCameras:
-    clock: Clock
+    clock: Callable[[], float]
     names: tuple[str, str, str] = ("a", "b", "c")
     ages: list[float] = field(default_factory=lambda: [0.01, 0.01, 0.01])
     lost: bool = False
@@ -86,7 +86,7 @@ class FakeCameras:
             raise OSError("camera b is gone")
         images = [np.full((16, 16, 3), index, np.uint8) for index in range(len(VIEWS))]
         return [
-            Frame(image, self.clock.now - age) for image, age in zip(images, self.ages, strict=True)
+            Frame(image, self.clock() - age) for image, age in zip(images, self.ages, strict=True)
         ]
 
     def close(self) -> None: ...
