@@ -12,20 +12,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from contracts.constants import CONTROL_HZ, NUM_JOINTS, RAD_PER_TICK
-from contracts.panda import RESET_JOINTS
+from contracts.constants import CONTROL_HZ
+from envs.droid.homing import Homing
 from envs.droid.operator import Episode, Operator, Unattended
 from envs.droid.rig import Arm, Cameras, Scene
 from envs.droid.tick import NoRecord, Record, Tick
-from envs.safety import FaultError, Guard, Limits, gentler
+from envs.safety import FaultError, Guard, Limits
 
 PERIOD_S = 1 / CONTROL_HZ
-HOME_SPEED = 0.5  # of a joint velocity of 1.0
-OPEN_TICKS = 8  # the gripper opens in place before the arm drives home
 CLEAR_S = 2.0
 OPEN_S = 60.0
-OPENED = 0.1  # a gripper position that counts as open
-OPEN_PATIENCE = 45  # ticks after which something in the fingers no longer delays an episode
 
 Tell = Callable[[dict[str, Any]], None]  # an answer, or part of one, to whoever asked
 
@@ -49,7 +45,7 @@ class _Reset:
 
     episode: Episode
     tell: Tell
-    homing: int | None = None  # ticks since the arm began to drive home; None: it stands
+    homing: Homing | None = None  # None: the arm stands
     started: bool = False  # whether the person has agreed to the start
 
 
@@ -69,7 +65,6 @@ class Control:
         self.limits = limits or Limits()
         self._rig, self._clock = rig, clock
         self._guard = Guard(self.limits)
-        self._home_guard = Guard(gentler(self.limits, HOME_SPEED))
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closed, self._opened, self._why_not = False, threading.Event(), ""
         self._number = self._lost_ticks = 0
@@ -212,12 +207,16 @@ class Control:
             return self._play_on(tick)
         reset = self._reset
         if reset and reset.homing is None and self._rig.operator.may_start():
-            reset.started = True
-            self._go_home(reset)
+            reset.started, reset.homing = True, Homing(self.limits)
         if reset is None or reset.homing is None:
             return tick
-        self._watch(self._home_guard, tick)
-        return self._drive_home(reset, tick)
+        self._watch(reset.homing.guard, tick)
+        action = reset.homing.action(tick.arm.state)
+        if action is not None:
+            return self._send(reset.homing.guard, tick, action)
+        self._hold()
+        self._arrived(reset)
+        return tick
 
     def _watch(self, guard: Guard, tick: Tick) -> None:
         if self._rig.operator.stop_asked():
@@ -241,29 +240,6 @@ class Control:
         self._rig.arm.hold()
         self._held = True
         self._guard.rest()
-
-    def _go_home(self, reset: _Reset) -> None:
-        self._home_guard.begin()
-        reset.homing = 0
-
-    def _drive_home(self, reset: _Reset, tick: Tick) -> Tick:
-        """Closed loop at 15 Hz instead of DROID's one blocking call: a stop acts within a tick."""
-        ticks, state = reset.homing or 0, tick.arm.state
-        away = RESET_JOINTS - state.joint_position
-        error = float(np.abs(away).max())
-        opened = state.gripper_position < OPENED or ticks > OPEN_PATIENCE
-        if opened and error < self.limits.home_error:
-            self._hold()
-            self._arrived(reset)
-            return tick
-        reset.homing = ticks + 1
-        if ticks * PERIOD_S > self.limits.home_timeout_s:
-            waited = f"after {self.limits.home_timeout_s:g} s"
-            raise FaultError("reset_failed", f"the arm is {error:.2f} rad from home {waited}")
-        action = np.zeros(NUM_JOINTS + 1)
-        if opened or ticks >= OPEN_TICKS:
-            action[:NUM_JOINTS] = away / RAD_PER_TICK
-        return self._send(self._home_guard, tick, action)
 
     def _arrived(self, reset: _Reset) -> None:
         if not reset.started:
@@ -319,7 +295,7 @@ class Control:
             self._clear()
         self._reset = _Reset(episode | {"task": task, "instruction": instruction}, tell)
         if labelled and not self._fault:  # the person has just spoken, so knows where the arm is
-            self._go_home(self._reset)
+            self._reset.homing = Homing(self.limits)
 
     def _begin_plan(self, actions: np.ndarray, seen: int, tell: Tell) -> None:
         if self._fault or not self._episode:
