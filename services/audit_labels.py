@@ -80,6 +80,7 @@ class LabelBook:
         self._path = folder / FILE
         self._lock = WriterLock(folder / "labels.lock", wait_s=5.0)
         self._mutex = threading.Lock()
+        self._closed = False
         try:
             self._cut_torn_tail()
             self._newest = read_labels(self._path)
@@ -101,11 +102,14 @@ class LabelBook:
 
         Raises:
             OSError: they could not be written; none of them counts.
+            ValueError: the book is closed, and another process may write.
         """
         if not labels:
             return
         line = json.dumps([asdict(label) for label in labels], ensure_ascii=False) + "\n"
         with self._mutex:
+            if self._closed:
+                raise ValueError("this audit page is over: start job=audit again")
             before = self._path.stat().st_size if self._path.exists() else 0
             try:
                 with self._path.open("ab") as file:
@@ -119,6 +123,8 @@ class LabelBook:
 
     def close(self) -> None:
         """Let another process write. Idempotent."""
+        with self._mutex:
+            self._closed = True
         self._lock.release()
 
     def _cut_torn_tail(self) -> None:
@@ -180,7 +186,7 @@ def from_csv(text: str, known: Known) -> list[AuditLabel]:
         for row in reader:
             wrong += _take(row, labels, known, reader.line_num)
     except csv.Error as error:
-        wrong.append(f"line {reader.line_num}: {error}")
+        wrong.append(f"from line {reader.line_num + 1} on: {error}")
     if wrong:
         more = f"; and {len(wrong) - SHOWN_ERRORS} more" if len(wrong) > SHOWN_ERRORS else ""
         raise ValueError("; ".join(wrong[:SHOWN_ERRORS]) + more)

@@ -17,12 +17,16 @@ from services.audit import AuditRun
 from services.audit_routes import GET, POST, Reply, Route, json_of, said, text_of
 
 HERE = Path(__file__).parent
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 STATIC = {  # the only files that are served, by address
-    "/": ("audit.html", "text/html; charset=utf-8"),
-    "/audit.css": ("audit.css", "text/css; charset=utf-8"),
-    "/report.css": ("report.css", "text/css; charset=utf-8"),
-    "/audit.js": ("audit.js", "text/javascript; charset=utf-8"),
-    "/audit_views.js": ("audit_views.js", "text/javascript; charset=utf-8"),
+    "/": HERE / "audit.html",
+    **{
+        f"/{name}": HERE / name
+        for name in (
+            *("report.css", "audit.css"),
+            *("audit.js", "audit_tools.js", "audit_label.js", "audit_views.js"),
+        )
+    },
 }
 COOKIE = "vlaw_audit"
 BODY_BYTES = 4 * 2**20  # a CSV of about 30,000 labels
@@ -109,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._require_own_origin()
         self._require_own_host()
         if self.command == "GET" and parts.path in STATIC:
-            name, kind = STATIC[parts.path]
-            return Reply((HERE / name).read_bytes(), kind)
+            file = STATIC[parts.path]
+            return Reply(file.read_bytes(), f"{KINDS[file.suffix]}; charset=utf-8")
         if parts.path == "/api/login" and self.command == "POST":
             return self._login(json_of(body))
         if not self._knows_token():
