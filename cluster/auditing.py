@@ -1,17 +1,22 @@
-"""``job=audit``: serves the page on which people look at a run and label; Ray is not started."""
+"""``job=audit``: serves the page on which people look at a run and label; Ray is not started. And
+how their labels come back as the reward model's data."""
 
 import threading
 from pathlib import Path
 
 from rich.console import Console
 
+from cluster.context import Context
 from cluster.exporting import alpha_by_task
 from configs.audit import AuditConfig
 from configs.run import RunConfig
+from learners.audited import trainable
+from replay.store import ReplayStore
 from services.audit import AuditRun
+from services.audit_labels import labels_of, read_labels
 from services.audit_sample import Drawing
 from services.audit_server import AuditServer, is_loopback, new_token
-from services.stages import read_json
+from services.stages import read_json, write_json
 
 
 def audit(config: RunConfig, folder: Path) -> None:
@@ -58,3 +63,40 @@ def _token(settings: AuditConfig) -> str:
     if not token:
         raise ValueError(f"audit.key_file={settings.key_file} is empty: put a secret into it")
     return token
+
+
+def check_audited(config: RunConfig, folder: Path) -> None:
+    """Refuse ``reward.audited`` where it names another run in which nothing is labelled.
+
+    In its own folder a run may find labels later, when somebody audits what it has imagined.
+
+    Raises:
+        ValueError: no label of that run is a success or a failure.
+    """
+    other = Path(config.reward.audited).resolve()
+    if not config.reward.audited or other == folder:
+        return
+    if not any(label.success is not None for label in read_labels(labels_of(other)).values()):
+        raise ValueError(
+            f"reward.audited={config.reward.audited}: no trajectory of {other} is labelled success "
+            f"or failure. Label some first: python ray_job.py job=audit out={other}"
+        )
+
+
+def audited_store(run: Context) -> Path:
+    """Where the imagined trajectories are that ``reward.audited`` has labels of."""
+    return Path(run.config.reward.audited).resolve() / "stores" / "imagined"
+
+
+def audit_labels(run: Context, iteration: int) -> dict[str, bool]:
+    """Answers that an iteration's reward training draws from: those of its beginning, so that
+    training which is continued after a crash has the same data."""
+    if not run.config.reward.audited:
+        return {}
+    path = run.folder / "training" / f"{iteration} audit labels.json"
+    if not path.exists():
+        labels = read_labels(labels_of(Path(run.config.reward.audited).resolve()))
+        said = {name: label.success for name, label in labels.items()}
+        store = ReplayStore.open(audited_store(run)) if said else None
+        write_json(path, trainable(said, store, run.config.reward.holdout) if store else {})
+    return read_json(path)

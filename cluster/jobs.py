@@ -20,7 +20,7 @@ from cluster import (
     pretrain,
     summary,
 )
-from cluster.auditing import audit
+from cluster.auditing import audit, check_audited
 from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
@@ -127,6 +127,7 @@ def _beside(config: RunConfig, folder: Path, cwd: Path) -> None:
 def _check_start(config: RunConfig, folder: Path) -> None:
     """Refuse what would fail minutes later."""
     check_sinks(config.sinks)
+    check_audited(config, folder)
     if config.job in ("report", "calibrate"):
         _require_run(folder, config.job)
     if config.job == "replay_eval":

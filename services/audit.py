@@ -9,7 +9,7 @@ from contracts.constants import FRAME_HZ
 from contracts.types import Verdict
 from services.audit_films import FilmCache, alone, pair, still
 from services.audit_labelling import Labelling
-from services.audit_labels import AuditLabel
+from services.audit_labels import FOLDER, AuditLabel
 from services.audit_sample import Drawing
 from services.audit_stores import AuditStores
 
@@ -42,7 +42,7 @@ class AuditRun:
     def __init__(self, folder: Path, drawing: Drawing) -> None:
         self._name, self._alpha = folder.name, drawing.alpha
         self._stores = AuditStores(folder)
-        self.labelling = Labelling(folder / "audit", self._stores, drawing)
+        self.labelling = Labelling(folder / FOLDER, self._stores, drawing)
         self._films = FilmCache()
 
     def close(self) -> None:

@@ -128,7 +128,7 @@ class Desk {
     const strata = mine.strata.map((one) => `${one.drawn} of ${one.size} ${MEANING[one.name]}`).join(", ");
     this.about.textContent = `Drawn by chance from ${mine.population} imagined trajectories of this task: ${strata}, in mixed order (seed ${mine.seed}). `
       + `What the reward model says, and what made a trajectory, stays hidden until it is labelled.`
-      + (mine.unscored ? ` ${mine.unscored} with a scoring error are left out.` : "")
+      + (mine.unscored ? ` Left out because of a scoring error: ${mine.unscored}.` : "")
       + (mine.stale ? " The run has imagined or scored more since; audit.redraw=true draws anew." : "");
   }
 

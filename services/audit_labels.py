@@ -16,6 +16,7 @@ from replay.lock import WriterLock
 
 ANSWERS = ("success", "failure", "unsure")
 WHO = re.compile(r"[^\W_][\w .@-]{0,63}")  # begins with a letter or digit: no spreadsheet formula
+FOLDER = "audit"  # of a run
 FILE = "labels.jsonl"
 COLUMNS = ("trajectory_id", "answer", "who", "when", "task", "stratum", "reward_version")
 NEEDED = COLUMNS[:3]
@@ -133,6 +134,11 @@ class LabelBook:
             content = self._path.read_bytes()
             if not content.endswith(b"\n"):
                 os.truncate(self._path, content.rfind(b"\n") + 1)
+
+
+def labels_of(run: Path) -> Path:
+    """The file of the run in a folder, whether or not it is there."""
+    return run / FOLDER / FILE
 
 
 def read_labels(path: Path) -> dict[str, AuditLabel]:

@@ -23,12 +23,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.auditing import audit
+from cluster.auditing import audit, audit_labels, check_audited
+from cluster.context import Context
 from configs.audit import AuditConfig
+from configs.reward import RewardConfig
 from configs.run import RunConfig, TaskOverrides
+from configs.training import TrainConfig
 from contracts.statistics import confusion, wilson
 from contracts.types import Label, Provenance, Verdict
 from envs.fake import counting_trajectory
+from learners.audited import LabelledEpisodes, RewardSources, trainable
+from learners.reward import RewardData
+from learners.selection import Selection, held_out
 from replay.store import ReplayStore
 from services.audit import AuditRun
 from services.audit_labels import AuditLabel, LabelBook, from_csv, read_labels, to_csv
@@ -616,6 +622,84 @@ def test_ten_thousand_requests_of_strangers_crash_nothing_and_label_nothing(fold
     assert "Traceback" not in capfd.readouterr().err
     assert sum(statuses.values()) > 9_000
     assert {int(status) for status in statuses if status.isdigit()} <= REFUSALS
+
+
+# --- back as reward data
+
+
+def test_only_what_people_were_sure_of_trains_and_no_held_out_start(folder):
+    book = LabelBook(folder / "audit")
+    book.add([said("book-1", "success"), said("book-3", "failure"), said("book-5", "unsure")])
+    book.add([said("nobody", "success"), said("book-2", "failure")])
+    # The scorer failed on book-0 and a person did not: it has a verdict that is no label.
+    book.add([said("book-7", "success"), said("book-7", "unsure")])
+    book.close()
+    labels = read_labels(folder / "audit" / "labels.jsonl")
+    answers = {name: label.success for name, label in labels.items()}
+    store = ReplayStore.open(folder / "stores" / "imagined")
+    of_all = trainable(answers, store, holdout=1e-9)
+    assert of_all == {"book-1": True, "book-2": False, "book-3": False}
+    for share in (0.5, 0.999999):
+        side = held_out(["real-book", "gone"], share)[1]  # parents of odd and of even numbers
+        left = {"book-1": True, "book-3": False} if "real-book" not in side else {}
+        left |= {"book-2": False} if "gone" not in side else {}
+        assert trainable(answers, store, share) == left
+
+
+def test_reward_batches_mix_real_labels_with_those_of_people(folder):
+    real = ReplayStore.open(folder / "stores" / "real")
+    imagined = ReplayStore.open(folder / "stores" / "imagined")
+    success = {"book-28": False, "book-1": True}  # against P('yes') 0.97 and 0.03
+    sources = RewardSources(
+        Selection(real, ["real-book"]), Selection(imagined, list(success)), success
+    )
+    train = TrainConfig(batch=200)
+    cfg = RewardConfig(num_frames=4, swap_share=0, clip_share=0, train=train)
+    batch = RewardData(sources, cfg).sample(0)
+    # The green channel is the seed: 5 of the real one, 101 and 128 of the imagined ones.
+    greens = [round(float(clip.frames[..., 1].mean())) for clip in batch.clips]
+    seen = {(green, bool(yes)) for green, yes in zip(greens, batch.success, strict=True)}
+    assert {(min((5, 101, 128), key=lambda s: abs(s - g)), yes) for g, yes in seen} == {
+        *((5, True), (101, True), (128, False)),
+    }
+    rows = LabelledEpisodes(sources)
+    order = [(2, [0]), (0, [1, 2]), (1, [3])]
+    shown = rows.frames(order)
+    for (row, index), frames in zip(order, shown, strict=True):
+        store = real if row == 0 else imagined
+        np.testing.assert_array_equal(frames, store.frames(rows.rows[row].id, index))
+    assert rows.rows[0].label == Label("real-book", True, "human", "Cy")
+    assert LabelledEpisodes(RewardSources(sources.real)).rows[0].label == rows.rows[0].label
+
+
+def test_a_run_without_labels_cannot_train_another_one(folder, tmp_path):
+    config = RunConfig(task={"book": TaskOverrides()}, reward=RewardConfig(audited=str(folder)))
+    with pytest.raises(ValueError, match=r"reward\.audited=.* is labelled success or failure"):
+        check_audited(config, tmp_path / "new")
+    check_audited(config, folder)  # its own folder may be audited later
+    book = LabelBook(folder / "audit")
+    book.add([said("book-1", "unsure")])
+    with pytest.raises(ValueError, match="job=audit"):
+        check_audited(config, tmp_path / "new")
+    book.add([said("book-1", "failure")])
+    book.close()
+    check_audited(config, tmp_path / "new")
+
+
+def test_training_that_is_continued_has_the_labels_that_it_began_with(folder):
+    reward = RewardConfig(audited=str(folder), holdout=1e-9)
+    config = RunConfig(task={"book": TaskOverrides()}, reward=reward)
+    run = Context(config, folder, ["book"], *[None] * 4)
+    assert audit_labels(run, 1) == {}
+    book = LabelBook(folder / "audit")
+    book.add([said("book-1", "success")])
+    assert audit_labels(run, 1) == {}
+    assert audit_labels(run, 2) == {"book-1": True}
+    book.add([said("book-1", "failure")])
+    book.close()
+    assert audit_labels(run, 2) == {"book-1": True}
+    assert audit_labels(run, 3) == {"book-1": False}
+    assert audit_labels(replace(run, config=replace(config, reward=RewardConfig())), 3) == {}
 
 
 # --- the job
