@@ -40,6 +40,8 @@ class Desk {
   close() {
     document.removeEventListener("keydown", this.keys);
     this.turned.removeEventListener("change", this.turn);
+    this.video.removeAttribute("src"); // lets its connection go
+    this.video.load();
   }
 
   build() {
@@ -93,7 +95,8 @@ class Desk {
     this.replay();
     this.mark();
     const next = this.queue[this.at + 1];
-    if (next) fetch(this.film(next)).catch(() => {}); // so that it is there when it is asked for
+    // So that it is there when it is asked for. Read to its end, or it would keep the connection.
+    if (next) fetch(this.film(next)).then((film) => film.blob()).catch(() => {});
   }
 
   replay() {

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from contracts.types import Verdict
-from replay.store import ReplayStore
+from replay.store import ReplayStore, StoreOptions
 
 STORES = ("imagined", "real", "evaluation", "demos")
 REFRESH_S = 5.0  # stores are looked at again after this long
+OPTIONS = StoreOptions(cache_mb=32)  # films are kept as films
 
 
 class AuditStores:
@@ -23,8 +24,8 @@ class AuditStores:
     """
 
     def __init__(self, folder: Path) -> None:
-        paths = {name: folder / "stores" / name for name in STORES}
-        self._stores = {n: ReplayStore.open(path) for n, path in paths.items() if path.is_dir()}
+        self._paths = {name: folder / "stores" / name for name in STORES}
+        self._stores = self._opened()
         if "imagined" not in self._stores:
             raise ValueError(
                 f"{folder} holds no imagined trajectories: give out=<folder of a run> that has "
@@ -34,6 +35,7 @@ class AuditStores:
         self._look()
 
     def close(self) -> None:
+        """Idempotent."""
         for store in self._stores.values():
             store.close()
 
@@ -53,7 +55,7 @@ class AuditStores:
 
     def holding(self, trajectory_id: str) -> str:
         """The store of a trajectory, "" where none holds it."""
-        return next((name for name, store in self._stores.items() if trajectory_id in store), "")
+        return next((name for name, store in self if trajectory_id in store), "")
 
     def verdicts(self, store: str) -> Mapping[str, Verdict]:
         """Each trajectory's verdict by the newest reward model that judged it."""
@@ -65,11 +67,16 @@ class AuditStores:
         return self._populations
 
     def refresh(self) -> None:
+        """See what the run has stored since. Stores are opened anew: to refresh one that another
+        thread reads at that moment makes Lance fail ("Already borrowed")."""
         with self._mutex:
             if time.monotonic() - self._seen_at >= REFRESH_S:
-                for store in self._stores.values():
-                    store.refresh()
+                self._stores = self._opened()
                 self._look()
+
+    def _opened(self) -> dict[str, ReplayStore]:
+        there = {name: path for name, path in self._paths.items() if path.is_dir()}
+        return {name: ReplayStore.open(path, OPTIONS) for name, path in there.items()}
 
     def _look(self) -> None:
         self._verdicts = {name: store.verdicts() for name, store in self._stores.items()}

@@ -36,6 +36,7 @@ from learners.audited import LabelledEpisodes, RewardSources, trainable
 from learners.reward import RewardData
 from learners.selection import Selection, held_out
 from replay.store import ReplayStore
+from services import audit_stores
 from services.audit import AuditRun
 from services.audit_labels import AuditLabel, LabelBook, from_csv, read_labels, to_csv
 from services.audit_sample import Drawing, allocate, draw
@@ -466,6 +467,25 @@ def test_films_are_played_in_whole_and_in_part_and_show_the_parent_beside(folder
             assert (shown.width, shown.height) == size
         picture = call(server, "GET", "/api/picture?store=imagined&id=book-25")[1]
         assert picture[:3] == b"\xff\xd8\xff"
+
+
+def test_stores_may_be_looked_at_again_while_films_are_read(folder, monkeypatch):
+    monkeypatch.setattr(audit_stores, "REFRESH_S", 0.0)
+    statuses: Counter[int] = Counter()
+    with served(folder) as server:
+
+        def look(first: int) -> None:
+            for k in range(first, 30, 4):
+                for what in ("film", "picture", "trajectory"):
+                    path = f"/api/{what}?store=imagined&id=book-{k}"
+                    statuses[call(server, "GET", path)[0]] += 1
+
+        threads = [threading.Thread(target=look, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert statuses == {200: 90}
 
 
 def test_csv_through_the_page_is_taken_whole_or_not_at_all(folder):
