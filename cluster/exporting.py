@@ -28,7 +28,7 @@ def export(config: RunConfig, folder: Path, target: Path) -> None:
     """
     _require_new(config, target)
     stores = _stores(config, folder)
-    alpha = _alpha(read_json(folder / "run.json")["settings"])
+    alpha = alpha_by_task(read_json(folder / "run.json")["settings"])
     unfinished = target.with_name(target.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     buffers = {
@@ -103,7 +103,7 @@ def _stores(config: RunConfig, folder: Path) -> dict[str, Path]:
     return stores
 
 
-def _alpha(settings: Mapping[str, Any]) -> Mapping[str, float]:
+def alpha_by_task(settings: Mapping[str, Any]) -> Mapping[str, float]:
     """The threshold of Eq. 3 that the run used, by task."""
     common = float(settings["each_task"]["alpha"])
     own = {name: task.get("alpha") for name, task in settings["task"].items()}

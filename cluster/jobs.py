@@ -20,6 +20,7 @@ from cluster import (
     pretrain,
     summary,
 )
+from cluster.auditing import audit, check_audited
 from cluster.checkpoints import CheckpointFolder
 from cluster.collecting import recordings
 from cluster.context import STORES, Context
@@ -51,6 +52,7 @@ ELSEWHERE = (
     "export",
     "replay_eval",
     "estimate",
+    "audit",
     "sinks",
 )  # where and whether it runs, not which
 FIRST_STAGE = {"loop": "base", "evaluate": "policy"}  # jobs that publish base models, and where
@@ -89,9 +91,8 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         Console().print("\n".join(sizes.report(config)), highlight=False, soft_wrap=True)
         return
     folder = (cwd / config.out).resolve()
-    if config.job in ("export", "statistics"):
-        take_out = exporting.export if config.job == "export" else exporting.statistics
-        take_out(config, folder, (cwd / config.export.to).resolve())
+    if config.job in ("export", "statistics", "audit"):
+        _beside(config, folder, cwd)
         return
     tasks = task_names(config)
     if config.job == "loop":
@@ -114,9 +115,19 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         _work(run)
 
 
+def _beside(config: RunConfig, folder: Path, cwd: Path) -> None:
+    """Jobs on a run that may go on meanwhile; they need no cluster."""
+    if config.job == "audit":
+        audit(config, folder)
+        return
+    take_out = exporting.export if config.job == "export" else exporting.statistics
+    take_out(config, folder, (cwd / config.export.to).resolve())
+
+
 def _check_start(config: RunConfig, folder: Path) -> None:
     """Refuse what would fail minutes later."""
     check_sinks(config.sinks)
+    check_audited(config, folder)
     if config.job in ("report", "calibrate"):
         _require_run(folder, config.job)
     if config.job == "replay_eval":

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cluster.auditing import audit_labels, audited_store
 from cluster.checkpoints import Kind, base_folder
 from cluster.context import Context, Versions
 from cluster.handles import run_once
@@ -20,6 +21,7 @@ from configs.reward import RewardConfig
 from configs.training import TrainConfig
 from configs.world_model import WorldModelConfig
 from contracts.types import Checkpoint
+from learners.audited import RewardSources
 from learners.loop import TrainResult
 from learners.policy import PolicySources, train_policy
 from learners.replay_quality import evaluate_replay
@@ -174,21 +176,28 @@ def judge(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     config = run.config.reward
     kept, out = held_out(run.reader("real").ids(), config.holdout)
     fresh = versions.reward == 0 and config.checkpoint == "scratch"
-    course = Course(
-        "reward",
-        iteration,
-        None if fresh else versions.reward,
-        {"labelled episodes": len(kept), "held out": len(out)},
-    )
-    work = partial(_reward, config, run.store_folder("real"), kept)
+    data = {"labelled episodes": len(kept), "held out": len(out)}
+    said = audit_labels(run, iteration)
+    if said:
+        data["audited imagined"] = len(said)
+    course = Course("reward", iteration, None if fresh else versions.reward, data)
+    work = partial(_reward, config, (run.store_folder("real"), kept), (audited_store(run), said))
     return learn(run, f"{iteration} train reward", course, work, config.train)
 
 
 def _reward(
-    config: RewardConfig, store: Path, ids: list[str], places: Places, on_step: OnStep
+    config: RewardConfig,
+    real: tuple[Path, list[str]],
+    audited: tuple[Path, dict[str, bool]],
+    places: Places,
+    on_step: OnStep,
 ) -> TrainResult:
-    labelled = Selection(ReplayStore.open(store), ids)
-    return train_reward(config, labelled, places.base, places.state, places.out, on_step)
+    sources = RewardSources(
+        Selection(ReplayStore.open(real[0]), real[1]),
+        Selection(ReplayStore.open(audited[0]), list(audited[1])) if audited[1] else None,
+        audited[1],
+    )
+    return train_reward(config, sources, places.base, places.state, places.out, on_step)
 
 
 def outcomes(run: Context) -> tuple[int, int]:

@@ -54,6 +54,8 @@ def _inputs(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str
         if isinstance(value, Mapping):
             yield from _inputs(f"{flag}.", value)
         elif isinstance(value, str) and (
-            key.endswith(INPUTS) or flag == "replay_eval.run" or prefix == "replay_eval.models."
+            key.endswith(INPUTS)
+            or flag in ("replay_eval.run", "reward.audited")
+            or prefix == "replay_eval.models."
         ):
             yield flag, value

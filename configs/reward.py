@@ -67,6 +67,7 @@ class RewardConfig:
     num_frames: int = 16  # a clip; evenly spaced, the last frame included
     train_iterations: int = 1  # in which first iterations the reward model is trained (paper: 1)
     holdout: float = 0.25  # share of labelled episodes kept out for calibration
+    audited: str = ""  # folder of a run whose audit labels train it, too (docs/audit.md)
     swap_share: float = 0.2  # of the "no" clips: a success with another task's instruction
     clip_share: float = 0.2  # of the "no" clips: a success, shown only until before it was one
     target_precision: float = 0.9  # that ``job=calibrate`` looks a threshold for, per task

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from configs.audit import AuditConfig
 from configs.checks import at_least, has_base, inside, one_of, worker_count
 from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
@@ -28,9 +29,10 @@ JOBS = (
     "export",
     "statistics",
     "sizes",
+    "audit",
 )
 WORLD_MODEL_JOBS = ("latents", "export_world_model")  # need neither a policy nor a reward model
-DATA_JOBS = ("export", "statistics", "sizes")  # need no weights at all
+DATA_JOBS = ("export", "statistics", "sizes", "audit")  # need no weights at all
 SINKS = ("tensorboard", "wandb")
 POLICY_JOBS = ("evaluate", "serve")  # need neither a world model nor a reward model
 
@@ -191,6 +193,7 @@ class RunConfig:
     replay_eval: ReplayEvalConfig = field(default_factory=ReplayEvalConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     sinks: list[str] = field(default_factory=list)  # tensorboard, wandb: the numbers go there, too
 
     def __post_init__(self) -> None:

@@ -16,16 +16,16 @@ class Interval:
     high: float
 
 
-def _check(successes: int, n: int) -> None:
+def _check(successes: float | int, n: float | int) -> None:
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} episodes: must lie in 0..n")
 
 
-def wilson(successes: int, n: int, z: float = Z_95) -> Interval:
+def wilson(successes: float | int, n: float | int, z: float = Z_95) -> Interval:
     """Wilson's score interval of a proportion: honest at 0 of n and n of n, unlike p +- z s.
 
     ``(p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)``. Nothing observed (n = 0) gives
-    all of [0, 1].
+    all of [0, 1]. Weighted samples have broken numbers of successes and effective draws.
 
     Raises:
         ValueError: successes outside 0..n.

@@ -13,6 +13,7 @@ from contracts.constants import NO_VERSION
 from contracts.protocols import RewardModel
 from contracts.seeds import fold
 from contracts.types import Clip, Score
+from learners.audited import LabelledEpisodes, RewardSources
 from learners.loop import OnStep, TrainResult, shard, train
 from learners.selection import Episodes, Selection, commit, my_share, save_weights, step_rng
 from learners.validation import Validation
@@ -54,9 +55,9 @@ class RewardData:
         ValueError: an episode has no label, or no "yes" or no "no" can be made.
     """
 
-    def __init__(self, selection: Selection, cfg: RewardConfig) -> None:
+    def __init__(self, sources: RewardSources, cfg: RewardConfig) -> None:
         self._cfg = cfg
-        self._episodes = Episodes(selection)
+        self._episodes = LabelledEpisodes(sources)
         self._rows = self._episodes.rows
         missing = [row.id for row in self._rows if row.label is None]
         if missing:
@@ -228,7 +229,7 @@ def apart(labelled: Selection, cfg: RewardConfig) -> tuple[Selection, Selection]
 
 def train_reward(
     cfg: RewardConfig,
-    labelled: Selection,
+    labelled: RewardSources,
     base_folder: Path | None,
     state_dir: Path,
     out_folder: Path,
@@ -237,16 +238,16 @@ def train_reward(
     """Train from the weights in ``base_folder`` (None: fresh ones) and write ``out_folder``.
 
     Give only what ``selection.held_out`` keeps for training: the others calibrate. With a
-    ``reward.validation.share`` the weights are those of the lowest held-out likelihood loss, and
-    training may end early. Called again after a crash it continues at the last checkpoint in
-    ``state_dir``.
+    ``reward.validation.share`` the weights are those of the lowest likelihood loss on real episodes
+    that are kept out, and training may end early. Called again after a crash it continues at the
+    last checkpoint in ``state_dir``.
 
     Raises:
         ValueError: labels are missing or one-sided, or the folders belong to something else.
         DivergedError: the loss is not finite.
     """
-    kept, judges = apart(labelled, cfg)
-    data = RewardData(kept, cfg)
+    kept, judges = apart(labelled.real, cfg)
+    data = RewardData(replace(labelled, real=kept), cfg)
     model = _start(cfg, base_folder, data)
     validation = None
     if judges.ids:

@@ -13,6 +13,7 @@ from configs.reward import EmbeddedRewardConfig, RewardConfig, RewardValidationC
 from configs.training import TrainConfig
 from contracts.types import Clip, Label, Provenance, Score
 from envs.fake import counting_trajectory
+from learners.audited import RewardSources
 from learners.reward import HeldOut, RewardData, apart, train_reward
 from learners.selection import Selection
 from models.build import load_reward
@@ -39,7 +40,7 @@ def data_of(
 ) -> RewardData:
     train = TrainConfig(batch=batch)
     cfg = RewardConfig(num_frames=4, swap_share=swap, clip_share=clip, train=train)
-    return RewardData(stored(folder, episodes), cfg)
+    return RewardData(RewardSources(stored(folder, episodes)), cfg)
 
 
 def owner(clip: Clip) -> int:
@@ -163,7 +164,7 @@ def test_unlabelled_episode_is_refused(tmp_path):
     store.close()
     opened = ReplayStore.open(tmp_path, LOSSLESS)
     with pytest.raises(ValueError, match="1 episodes carry no label, such as 'x'"):
-        RewardData(Selection(opened, ["x"]), RewardConfig())
+        RewardData(RewardSources(Selection(opened, ["x"])), RewardConfig())
 
 
 @dataclass
@@ -247,7 +248,7 @@ def test_training_stops_early_and_keeps_the_best_weights(tmp_path):
         num_frames=4, embedded=EmbeddedRewardConfig(width=4), train=train, validation=validation
     )
     state, out = tmp_path / "state", tmp_path / "out"
-    found = train_reward(cfg, labelled, None, state, out, lambda step, loss: None)
+    found = train_reward(cfg, RewardSources(labelled), None, state, out, lambda step, loss: None)
     values = dict(found.validation)
     assert found.numbers["validation episodes"] == 4
     assert found.steps < 60

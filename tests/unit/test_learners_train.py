@@ -12,6 +12,7 @@ from configs.training import TrainConfig
 from configs.world_model import EmbeddedWorldModelConfig, WorldModelConfig
 from contracts.types import Label, Provenance
 from envs.fake import counting_trajectory
+from learners.audited import RewardSources
 from learners.loop import OnStep, TrainResult
 from learners.policy import PolicySources, train_policy
 from learners.reward import train_reward
@@ -43,7 +44,7 @@ def reward(
     data: Selection, base: Path | None, state: Path, out: Path, on_step: OnStep
 ) -> TrainResult:
     cfg = RewardConfig(embedded=EmbeddedRewardConfig(width=4), train=TINY)
-    return train_reward(cfg, data, base, state, out, on_step)
+    return train_reward(cfg, RewardSources(data), base, state, out, on_step)
 
 
 LEARNERS = pytest.mark.parametrize("learner", [policy, world_model, reward])
