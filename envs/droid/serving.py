@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
 
 Listening = Callable[[], AbstractAsyncContextManager[int]]
 
@@ -15,38 +16,39 @@ def in_thread(listening: Listening, name: str, address: tuple[str, int]) -> Iter
     Raises:
         ValueError: it cannot listen there.
     """
-    ready, stop = threading.Event(), asyncio.Event()
-    found: dict[str, int] = {}
-    failed: list[OSError] = []
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        try:
-            async with listening() as port:
-                found["port"] = port
-                ready.set()
-                await stop.wait()
-        except OSError as error:
-            failed.append(error)
-            ready.set()
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(serve())
-        finally:
-            loop.close()
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
+    served = _Served(listening)
+    thread = threading.Thread(target=asyncio.run, args=(served.run(),), name=name, daemon=True)
     thread.start()
-    ready.wait()
-    if failed:
+    served.ready.wait()
+    if served.error:
         where = "{}:{}".format(*address)
         raise ValueError(
-            f"the {name} cannot listen at {where} ({failed[0]}). Give another port; 0 takes a free "
-            "one"
+            f"the {name} cannot listen at {where} ({served.error}). Give another port; 0 takes a "
+            "free one"
         )
     try:
-        yield found["port"]
+        yield served.port
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        served.stop()
         thread.join(10)
+
+
+@dataclass
+class _Served:
+    listening: Listening
+    ready: threading.Event = field(default_factory=threading.Event)
+    port: int = 0
+    error: OSError | None = None
+    stop: Callable[[], object] = lambda: None
+
+    async def run(self) -> None:
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        self.stop = lambda: loop.call_soon_threadsafe(over.set)
+        try:
+            async with self.listening() as self.port:
+                self.ready.set()
+                await over.wait()
+        except OSError as error:
+            self.error = error
+        finally:
+            self.ready.set()

@@ -11,7 +11,13 @@ from typing import Any
 
 from websockets.sync.client import connect
 
-KEYS = {" ": ("Space", 32), "ArrowLeft": ("ArrowLeft", 37), "ArrowRight": ("ArrowRight", 39)}
+KEYS = {
+    " ": ("Space", 32),
+    "Enter": ("Enter", 13),
+    "Escape": ("Escape", 27),
+    "ArrowLeft": ("ArrowLeft", 37),
+    "ArrowRight": ("ArrowRight", 39),
+}
 
 
 class Chromium:
@@ -66,9 +72,10 @@ class Chromium:
         self.send("Page.navigate", url=address)
 
     def until(self, script: str, seconds: float = 30) -> Any:
-        """Wait until an expression is true in the page."""
+        """Wait until an expression is true in the page, which may still be loading."""
         deadline = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        patient = f"(() => {{ try {{ return {script}; }} catch {{ return null; }} }})()"
+        while not (value := self.run(patient)):
             assert time.monotonic() < deadline, f"{script}: never true in {seconds} s"
             time.sleep(0.05)
         return value
@@ -77,7 +84,7 @@ class Chromium:
         """A real click in the middle of an element, which is scrolled into view."""
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center', behavior: 'instant'});"
+            " e.scrollIntoView({block: 'nearest', behavior: 'instant'});"
             " const b = e.getBoundingClientRect();"
             " return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
@@ -89,7 +96,7 @@ class Chromium:
         """Push a key, hold it for so many repeats, let go."""
         code, number = KEYS.get(key, (f"Key{key.upper()}", ord(key[0].upper())))
         facts = {"key": key, "code": code, "windowsVirtualKeyCode": number}
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
         for k in range(repeats + 1):
             self.send("Input.dispatchKeyEvent", type="keyDown", autoRepeat=k > 0, **facts, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **facts)
@@ -98,8 +105,10 @@ class Chromium:
         self.send("Input.insertText", text=text)
 
     def resize(self, width: int, height: int) -> None:
+        """A window of this size; a phone with fingers below 600 pixels of width."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.send("Emulation.setDeviceMetricsOverride", mobile=width < 600, **size)
+        self.send("Emulation.setTouchEmulationEnabled", enabled=width < 600)
 
     def picture(self, path: Path) -> None:
         found = self.send("Page.captureScreenshot", format="png")

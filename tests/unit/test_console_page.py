@@ -15,11 +15,11 @@ import pytest
 from envs.droid.console.demo import DemoHost
 from envs.droid.console.server import Console, ConsoleSettings, serving
 from envs.droid.desk import Desk, Shown
-from tests.unit.devtools import chromium
+from tests.unit.chromium import Chromium
 
 pytestmark = pytest.mark.browser
 TOKEN = "only-the-lab-knows-this"
-SIZES = {"desk": (1280, 800, False), "phone": (390, 844, True)}
+SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 
 
 class Table:
@@ -62,15 +62,18 @@ class Table:
 
     def name(self, name="Ann Lee"):
         self.page.click("#who")
-        self.page.write(name)
-        self.page.key("Enter")
+        self.page.type(name)
+        self.page.press("Enter")
 
     def bring(self, state):
-        """By keys, from a page that waits for a reset."""
-        self.can("reset_done")
-        for key, then in (("r", "ready"), ("Enter", "running")):
-            if self.page.ask("document.body.dataset.state") != state:
-                self.page.key(key)
+        """By keys, as far as it takes."""
+        for now, act, key, then in (
+            ("waiting_for_reset", "reset_done", "r", "ready"),
+            ("ready", "start", "Enter", "running"),
+        ):
+            if self.page.run("document.body.dataset.state") == now != state:
+                self.can(act)
+                self.page.press(key)
                 self.reach(then)
 
     def picture(self, name):
@@ -87,7 +90,7 @@ class Table:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as page:
+    with Chromium(tmp_path_factory.mktemp("profile"), 1280, 900) as page:
         page.resize(*SIZES["desk"])
         yield page
 
@@ -105,28 +108,28 @@ def at(table):
     with table.served() as (console, address):
         table.console = console
         table.open(address)
-        table.page.ask("document.getElementById('who').value || localStorage.clear()")
+        table.name()  # every port is a site of its own, which knows nobody yet
         yield table
 
 
 def test_nobody_acts_without_a_name(at):
-    at.page.ask("localStorage.clear(), location.reload()")
+    at.page.run("localStorage.clear(), location.reload()")
     at.reach("waiting_for_reset")
     at.picture("1_no_name")
     at.click("reset_done")
     at.page.until("document.getElementById('said').innerText.includes('Say who you are')")
     assert at.desk.view()["state"] == "waiting_for_reset"
     at.name()
-    at.page.ask("location.reload()")
+    at.page.run("location.reload()")
     at.reach("waiting_for_reset")
-    assert at.page.ask("document.getElementById('who').value") == "Ann Lee"
-    assert TOKEN not in at.page.ask("location.href")
+    assert at.page.run("document.getElementById('who').value") == "Ann Lee"
+    assert TOKEN not in at.page.run("location.href")
 
 
 def test_an_episode_by_mouse_with_progress(at):
     at.page.until("[...document.images].filter((i) => i.naturalWidth > 0).length === 3")
     assert (
-        at.page.ask("document.getElementById('instruction').innerText")
+        at.page.run("document.getElementById('instruction').innerText")
         == (at.desk.view()["scene"]["instruction"])
     )
     at.picture("2_lay_the_scene")
@@ -143,7 +146,7 @@ def test_an_episode_by_mouse_with_progress(at):
     at.picture("5_fault")
     at.click("clear")
     at.reach("to_label")
-    at.page.ask(
+    at.page.run(
         "(() => { const s = document.getElementById('slider'); s.value = 70;"
         " s.dispatchEvent(new Event('input')); })()"
     )
@@ -153,21 +156,21 @@ def test_an_episode_by_mouse_with_progress(at):
     at.picture("7_undo")
     at.can("reset_done")
     assert at.labels() == [("Ann Lee", "failure", 70)]
-    assert at.page.ask("document.getElementById('tally').innerText").split("\t") == [
+    assert at.page.run("document.getElementById('tally').innerText").split("\t") == [
         *("stack", "v0", "0 of 1", "0 %", "0\u201379 %", "0")
     ]
 
 
 def test_keys_and_undo(at):
     at.bring("running")
-    at.page.key("s")
+    at.page.press("s")
     at.reach("waiting_for_reset")
-    at.page.key("u")
+    at.page.press("u")
     at.reach("to_label")
-    at.page.key("d")
+    at.page.press("d")
     at.reach("waiting_for_reset")
     at.bring("running")
-    at.page.key("f")
+    at.page.press("f")
     at.reach("waiting_for_reset")
     assert [outcome for _, outcome, _ in at.labels()] == ["success", "discard", "failure"]
 
@@ -176,13 +179,13 @@ def test_keys_and_undo(at):
 @pytest.mark.parametrize("focus", ["body", "[data-act=success]", "#slider", "#who", "summary"])
 def test_space_and_escape_stop_whatever_has_the_focus(at, key, focus):
     at.bring("running")
-    at.page.ask(f"document.querySelector('{focus}').focus()")
-    at.page.key(key)
+    at.page.run(f"document.querySelector('{focus}').focus()")
+    at.page.press(key)
     at.reach("stopped")
     assert at.labels() == []
     assert at.desk.view()["pending"] == ""
-    at.page.key("c")
-    at.page.key("Enter")
+    at.page.press("c")
+    at.page.press("Enter")
     time.sleep(0.3)
     assert at.desk.stop_asked()  # no key clears a stop
 
@@ -192,14 +195,14 @@ def test_stop_by_finger_from_every_state_and_always_in_the_same_place(at):
     places = set()
     for state in ("waiting_for_reset", "ready", "running"):
         at.bring(state)
-        places.add(tuple(at.page.ask(PLACE)))
+        places.add(tuple(at.page.run(PLACE)))
         at.page.click("[data-act=stop]")
         at.reach("stopped")
-        places.add(tuple(at.page.ask(PLACE)))
+        places.add(tuple(at.page.run(PLACE)))
         at.click("clear")
         at.page.until("document.body.dataset.state !== 'stopped'")
     at.reach("to_label")
-    places.add(tuple(at.page.ask(PLACE)))
+    places.add(tuple(at.page.run(PLACE)))
     at.page.resize(*SIZES["desk"])
     assert len(places) == 1
     entries = [json.loads(line)["act"] for line in at.journal.read_text().splitlines()]
@@ -217,14 +220,14 @@ def test_all_that_acts_is_big_and_in_view_without_scrolling(at, size):
     for state in ("waiting_for_reset", "ready", "running"):
         at.bring(state)
         at.can("stop")
-        assert at.page.ask(SMALL) == 0
-        assert at.page.ask(COVERED) == 0
-        assert at.page.ask("document.documentElement.scrollWidth <= innerWidth")
+        assert at.page.run(SMALL) == 0
+        assert at.page.run(COVERED) == 0
+        assert at.page.run("document.documentElement.scrollWidth <= innerWidth")
     at.page.resize(*SIZES["desk"])
 
 
 def test_a_gamepad(at):
-    at.page.ask(
+    at.page.run(
         "(() => { const buttons = Array.from({length: 17}, () => ({pressed: false}));"
         " buttons[3].pressed = true; window.pad = buttons;"
         " navigator.getGamepads = () => [{index: 0, buttons}, null]; })()"
@@ -233,9 +236,9 @@ def test_a_gamepad(at):
     time.sleep(0.2)
     assert at.desk.view()["state"] == "waiting_for_reset"  # down when it appeared: no press
     for button, then in ((3, "ready"), (9, "running"), (6, "stopped")):
-        at.page.ask(f"window.pad[{button}].pressed = false")
+        at.page.run(f"window.pad[{button}].pressed = false")
         time.sleep(0.15)
-        at.page.ask(f"window.pad[{button}].pressed = true")
+        at.page.run(f"window.pad[{button}].pressed = true")
         at.reach(then)
 
 
@@ -245,7 +248,7 @@ def test_a_page_that_is_behind_cannot_label_the_next_episode(at):
     at.console._pages.clear()  # its socket lives, but it hears of nothing
     view = at.desk.view()
     at.desk.say("Bob", Shown("running", view["trajectory_id"], view["turn"]), "discard")
-    at.page.key("s")
+    at.page.press("s")
     at.page.until("document.getElementById('said').innerText.includes('your page still showed')")
     at.page.picture(at.pictures / "8_stale.png")
     deadline = time.monotonic() + 10
@@ -257,13 +260,14 @@ def test_a_page_that_is_behind_cannot_label_the_next_episode(at):
 def test_a_lost_connection_is_said_and_comes_back(table):
     with table.served(alone_s=1.0) as (_, address):
         table.open(address)
+        table.name()
         port = int(address.split(":")[2].split("/")[0])
         table.bring("running")
     table.page.until("!document.getElementById('lost').hidden")
-    assert "watchdog holds the arm" in table.page.ask("document.getElementById('lost').innerText")
-    assert table.page.ask("document.querySelectorAll('[data-act]:enabled').length") == 1
+    assert "watchdog holds the arm" in table.page.run("document.getElementById('lost').innerText")
+    assert table.page.run("document.querySelectorAll('[data-act]:enabled').length") == 1
     table.picture("9_lost")
-    table.page.key(" ")
+    table.page.press(" ")
     table.page.until("document.getElementById('said').innerText.includes('STOP WAS NOT SENT')")
     with table.served(port) as _:
         table.page.until("document.getElementById('lost').hidden")
@@ -272,9 +276,9 @@ def test_a_lost_connection_is_said_and_comes_back(table):
 
 def test_a_wrong_token_is_said(table):
     with table.served() as (_, address):
-        table.page.ask("sessionStorage.clear()") if "http" in table.page.ask("origin") else None
+        table.page.run("sessionStorage.clear()") if "http" in table.page.run("origin") else None
         table.page.open(address.replace(TOKEN, "a-token-of-another-day"))
         table.page.until("document.body.dataset.state === 'denied'")
-        assert "not let in" in table.page.ask("document.getElementById('link').innerText")
+        assert "not let in" in table.page.run("document.getElementById('link').innerText")
         table.page.open(address)
         table.reach("waiting_for_reset")

@@ -13,6 +13,9 @@ const buttons = Object.fromEntries([...document.querySelectorAll("[data-act]")].
 const name = $("who");
 let socket, desk, health = {}, heard = -1e9, changed = 0, number = 0, progress = null, saidTimer;
 
+// Another address of the same page, as with the right token after a wrong one, loads nothing by itself.
+addEventListener("hashchange", () => { if (location.hash.length > 1) location.reload(); });
+
 const token = (() => {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) sessionStorage.setItem("token", given);
