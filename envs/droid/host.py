@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.constants import CONTROL_HZ, VIEWS
-from envs.droid.backends import BACKENDS, open_rig
+from envs.droid.backends import BACKENDS, SIMULATED, open_rig
 from envs.droid.console.pictures import jpegs
 from envs.droid.console.prompts import STANDARD, Prompts
 from envs.droid.console.server import Console, ConsoleSettings, serving
@@ -62,7 +62,7 @@ class Settings:
     @classmethod
     def read(cls, wanted: argparse.Namespace) -> "Settings":
         """Raises ValueError naming what to change."""
-        if wanted.unattended and wanted.backend != "mujoco":
+        if wanted.unattended and wanted.backend not in SIMULATED:
             raise ValueError(
                 "--unattended is for --backend mujoco: an arm needs a person beside it"
             )

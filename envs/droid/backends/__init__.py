@@ -5,7 +5,8 @@ from typing import Any
 
 from envs.droid.rig import Arm, Cameras, Scene
 
-BACKENDS = ("mujoco", "droid_zerorpc")
+BACKENDS = ("mujoco",)
+SIMULATED = ("mujoco",)  # those that may run without a person
 
 
 def open_rig(
