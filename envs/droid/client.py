@@ -108,6 +108,10 @@ class DroidRobot:
         """What the person says of the last episode; waits until it is said."""
         return self._ask("label", self._person_s, episode=self.episode)["label"]
 
+    def health(self) -> dict[str, Any]:
+        """Of the host's last tick; anybody may ask, also while another drives."""
+        return self._ask("health", ANSWER_S)
+
     def close(self) -> None:
         self._stack.close()
 

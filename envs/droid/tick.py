@@ -31,7 +31,9 @@ class Tick:
     target: Float[np.ndarray, " 7"] | None = None
 
     def frame_age_s(self) -> dict[str, float]:
-        return {v: self.time_s - f.captured_s for v, f in zip(VIEWS, self.frames, strict=True)}
+        """Seconds since each view's picture was taken; one that came during the tick is new."""
+        ages = [self.time_s - frame.captured_s for frame in self.frames]
+        return {view: max(0.0, age) for view, age in zip(VIEWS, ages, strict=True)}
 
     def reading(self) -> Reading:
         return Reading(self.arm.state, self.arm.command_ok, self.frame_age_s(), self.lateness_s)

@@ -13,6 +13,8 @@ LIGHT = [
     "actors.rollout",
     "envs.mujoco.robot",
     "envs.recorded.robot",
+    "envs.droid.host",
+    "envs.droid.client",
 ]
 
 

@@ -1,0 +1,70 @@
+"""``robot=droid``: a run whose robot is behind the host that stands beside it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from envs.droid.client import DroidRobot
+from replay.store import ReplayStore
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host in front of simulated physics: its address and the folder of its records."""
+    records, log = tmp_path / "records", tmp_path / "host.txt"
+    command = [sys.executable, "-m", "envs.droid.host", "--backend", "mujoco", "--unattended"]
+    command += ["--size", "24x40", "--port", "0", "--records", str(records)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 60
+    while "robot.address=" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+    yield log.read_text().partition("robot.address=")[2].split()[0], records
+    process.terminate()
+    assert process.wait(30) == 0, log.read_text()
+
+
+def test_a_driver_that_is_killed_leaves_a_held_arm_and_the_same_command_goes_on(
+    start, tiny, bases, host, tmp_path
+):
+    address, records = host
+    flags = [
+        *tiny, "job=evaluate", "robot=droid", f"robot.address={address}", "robot.height=24",
+        "robot.width=40", "task=[book]", f"policy.checkpoint={bases / 'policy'}",
+        "evaluation.episodes=2", "each_task.max_ticks=60",
+    ]  # fmt: skip
+    job = start(tmp_path / "run", *flags)
+    played = tmp_path / "run" / "stores" / "evaluation"
+    job.when(lambda: len(list(records.glob("evaluation-base-book-0001.*"))) > 0)
+    job.kill()
+    watcher = DroidRobot(address)
+    until = time.monotonic() + 20
+    while watcher.health()["doing"] != "idle":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    watcher.close()
+    (cut,) = records.glob("evaluation-base-book-0001.*")
+    assert json.loads((cut / "episode.json").read_text())["ending"].startswith(
+        "aborted:client_lost"
+    )
+    assert len(ReplayStore.open(played).ids()) == 1
+
+    again = start(tmp_path / "run", *flags)
+    assert again.end() == 0, again.output
+    store = ReplayStore.open(played)
+    assert sorted(store.ids()) == [f"evaluation-base-book-000{k}" for k in (0, 1)]
+    for name in store.ids():
+        trajectory = store.trajectory(name)
+        assert (trajectory.num_ticks, trajectory.ending) == (60, "timeout")
+        assert store.label(name).source == "simulator"
+    assert len(list(records.glob("evaluation-base-book-0001.*"))) == 2
