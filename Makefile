@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: run test lint base benchmark setup tools clean
+.PHONY: run test test-long lint base benchmark setup tools clean
 
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
 
-test: setup tools  ## lint, types, floors and every test
+test: setup tools  ## lint, types, floors and every test but the long ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-long: setup  ## the tests that take minutes each: killed runs, sharded training, the published classes in a loop
+	$(PYTEST) -m long $(ARGS)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files

@@ -232,6 +232,8 @@ def _on_robots(
     try:
         if server:
             answer(up(server, "policy server", cluster.start_timeout_s).version.remote())
+        for one in robots:  # they started beside the server; one that cannot would take work along
+            up(one, "robot", cluster.start_timeout_s)
         again = hire if simulated else None
         spread(robots, work, begin, lambda _item, _new: bar.advance(), stall, again)
     finally:

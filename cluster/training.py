@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.train import FailureConfig, ScalingConfig, get_context
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster.handles import LOSSES, answer, end, service, start, who_died
 from cluster.step_board import StepBoard
@@ -99,10 +101,27 @@ def _attempt(
     settings: dict[str, Any], name: str, cluster: ClusterConfig, bar: Bar
 ) -> BaseException | None:
     """Train until the controller ends, and return what ended it too early."""
+    before = _placement_groups()
     running = _Fit(_trainer(settings, name, cluster))
     running.start()
     _watch(running, settings["board"], cluster.stall_timeout_s, bar)
+    if isinstance(running.error, LOSSES):
+        _give_back(_placement_groups() - before)
     return running.error
+
+
+def _placement_groups() -> set[str]:
+    """Those of this job that hold resources; the last four bytes of an id are the job's."""
+    job = ray.get_runtime_context().get_job_id()
+    table: dict[str, dict[str, Any]] = ray.util.placement_group_table()
+    return {key for key, row in table.items() if row["state"] != "REMOVED" and key.endswith(job)}
+
+
+def _give_back(keys: set[str]) -> None:
+    """A controller that dies leaves its workers' resources taken: Ray Train's own cleaner asks the
+    dashboard, and there need not be one."""
+    for key in keys:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))
 
 
 def _trainer(settings: dict[str, Any], name: str, cluster: ClusterConfig) -> TorchTrainer:

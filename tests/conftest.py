@@ -60,8 +60,8 @@ def _can_mount():
 
 # Two processes take file after file: the longest first, so that none is left over at the end.
 LONGEST = (
-    "test_stop_and_continue", "test_real_models", "test_pool", "test_data_parallel",
-    "test_recorded", "test_latents", "test_losses", "test_ray_train", "test_remote_policy",
+    "test_stop_and_continue", "test_recorded", "test_pool", "test_remote_policy", "test_losses",
+    "test_latents", "test_data_parallel", "test_replay_eval", "test_ray_train", "test_base_models",
     "test_submitted_job",
 )  # fmt: skip
 
@@ -76,7 +76,11 @@ def _turn(item):
 
 def _missing():
     """Marker -> why its tests cannot run here."""
-    missing = {"gpu": "needs a CUDA device; ask with -m gpu", "robot": "moves hardware"}
+    missing = {
+        "gpu": "needs a CUDA device; ask with -m gpu",
+        "robot": "moves hardware",
+        "long": "minutes each: make test-long",
+    }
     for marker, name in (("parity", "PARITY_DIR"), ("shared", "DROID_SAMPLE_DIR")):
         if not Path(os.environ[name]).is_dir():
             missing[marker] = f"{name}={os.environ[name]} is not there"

@@ -108,6 +108,11 @@ class Job:
 
 
 @pytest.fixture(scope="session")
+def marked_by() -> str:
+    return MARK
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
     """``start(folder, *arguments)`` begins a job; what it leaves behind ends with the tests."""
     jobs: list[Job] = []
@@ -149,6 +154,28 @@ def tiny() -> list[str]:
             for setting in ("batch=4", "warmup=1", "checkpoint_every=2")
         ),
         "cluster.object_store_mb=100", "cluster.dashboard=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def smallest() -> list[str]:
+    """pi0.5, Ctrl-World and Qwen3-VL instead of their small substitutes, as small as they go.
+
+    P('yes') of random weights is about one in the vocabulary's size: alpha accepts it.
+    """
+    return [
+        "policy=pi05", "world_model=ctrl_world", "reward=qwen",
+        "robot.height=64", "robot.width=128",
+        "policy.pi05.image_size=56", "policy.flow_steps=2",
+        "world_model.ctrl_world.sampler_steps=1", "world_model.ctrl_world.guidance=1",
+        "world_model.replay_episodes=1", "world_model.replay_chunks=1",
+        *(
+            f"{learner}.train.{setting}"
+            for learner in ("policy", "world_model", "reward")
+            for setting in ("steps=2", "batch=2", "warmup=1")
+        ),
+        "method.iterations=1", "each_task.imagine=2", "each_task.alpha=0.0001",
+        "imagination.max_chunks=1", "cluster.object_store_mb=100", "cluster.dashboard=false",
     ]  # fmt: skip
 
 

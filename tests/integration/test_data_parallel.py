@@ -17,7 +17,7 @@ from torch import Tensor, multiprocessing
 from configs.policy import Pi05Config, PolicyConfig
 from configs.reward import QwenRewardConfig, RewardConfig
 from configs.training import TrainConfig
-from configs.world_model import WorldModelConfig
+from configs.world_model import CtrlWorldConfig, WorldModelConfig
 from contracts.types import Clip
 from learners.loop import shard, train
 from learners.selection import my_share
@@ -28,6 +28,8 @@ from models.lora import merged_state
 from models.pi05.policy import Pi05Policy
 from models.qwen_reward.reward import QwenReward
 from models.qwen_reward.tiny import write_tiny
+
+pytestmark = pytest.mark.long
 
 HORIZON = 4
 PI05 = Pi05Config(
@@ -43,6 +45,9 @@ PI05 = Pi05Config(
     heads=2,
     head_dim=8,
     recompute=True,
+)
+CTRL_WORLD = CtrlWorldConfig(  # sharding gathers hundreds of tensors one by one, and that is slow
+    block_channels=[32, 32], heads=[1, 1], layers_per_block=1, vae_channels=[32, 32, 32, 32]
 )
 PLAN = TrainConfig(
     steps=4, batch=4, warmup=1, learning_rate=0.01, checkpoint_every=2, device="cpu", ema=0.5
@@ -89,7 +94,8 @@ def policy_batch(step: int, rows: slice) -> PolicyBatch:
 
 
 def world_model(folder: Path) -> CtrlWorldModel:
-    return CtrlWorldModel(WorldModelConfig(kind="ctrl_world"), frame_size=(64, 64), seed=0)
+    cfg = WorldModelConfig(kind="ctrl_world", ctrl_world=CTRL_WORLD)
+    return CtrlWorldModel(cfg, frame_size=(64, 64), seed=0)
 
 
 def world_model_batch(step: int, rows: slice) -> WorldModelBatch:
