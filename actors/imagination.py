@@ -285,7 +285,7 @@ class _Group:
         return frames
 
     def _poses(self, joints: np.ndarray) -> np.ndarray:
-        return np.asarray(self._contracts.kinematics(joints), np.float32)
+        return np.asarray(self._models.kinematics(joints), np.float32)
 
     @contextmanager
     def _turn(self, part: str) -> Iterator[list[float]]:

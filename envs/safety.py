@@ -196,11 +196,12 @@ class Guard:
         self, velocity: np.ndarray, joints: np.ndarray, changed: list[str]
     ) -> np.ndarray:
         """The largest share of the motion that does not take the flange (further) out."""
-        now_out = self._outside(_flange(joints))
-        for share in _SHARES:
-            out = self._outside(_flange(joints + RAD_PER_TICK * share * velocity))
-            if out <= now_out + _EDGE:
-                break
+        allowed = self._outside(_flange(joints)) + _EDGE
+
+        def stays(share: float) -> bool:
+            return self._outside(_flange(joints + RAD_PER_TICK * share * velocity)) <= allowed
+
+        share = next(filter(stays, _SHARES), 0.0)
         if share < 1:
             changed.append("workspace")
         return share * velocity

@@ -102,7 +102,7 @@ class _Episode:
             container.close()
         columns = self._rows[0] if self._rows else {}
         rows = {name: np.asarray([row[name] for row in self._rows]) for name in columns}
-        np.savez_compressed(self._folder / "ticks.npz", **rows)
+        np.savez_compressed(self._folder / "ticks.npz", allow_pickle=False, **rows)
         (self._folder / "episode.json").write_text(json.dumps(episode, indent=1, default=str))
 
 

@@ -56,6 +56,7 @@ def test_every_base_model_loads_and_tells_how_it_was_made(recipe):
         )
 
 
+@pytest.mark.long
 def test_retraining_a_slice_of_the_base_policy_gives_its_first_losses(recipe, tmp_path):
     """All demonstrations again, then the first steps: the rest of the steps follow from these."""
     store = ReplayStore.create_or_open(tmp_path / "demos")

@@ -26,7 +26,7 @@ from learners.selection import Selection
 from replay.store import ReplayStore
 from services.progress import Reporter
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 PI05 = Pi05Config(
     vision_width=16,

@@ -621,6 +621,7 @@ def bad_request(rng: random.Random, port: int, key: str) -> bytes:
 REFUSALS = {400, 401, 403, 404, 405, 408, 411, 413, 414, 501, 505}
 
 
+@pytest.mark.long
 def test_ten_thousand_requests_of_strangers_crash_nothing_and_label_nothing(folder, capfd):
     rng, statuses = random.Random(0), Counter()
     with served(folder, token="s3cret") as server:

@@ -463,6 +463,7 @@ def wrong_messages(desk, count):
         yield ways[number % len(ways)](rng, good)
 
 
+@pytest.mark.long
 def test_ten_thousand_wrong_messages_do_nothing(at, caplog):
     """5,000 by strangers, 5,000 by a page that has the token and talks nonsense."""
     caplog.set_level(logging.WARNING)

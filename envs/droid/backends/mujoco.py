@@ -18,7 +18,7 @@ class MujocoRig:
     """``Arm``, ``Cameras`` and ``Scene`` in one: they share one simulation. Single-threaded."""
 
     name = "mujoco"
-    names = VIEWS
+    names: tuple[str, str, str] = VIEWS
 
     def __init__(self, config: RobotConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._robot = MujocoRobot(config)
