@@ -53,7 +53,7 @@ class Limits:
     speed: float = 1.0  # every commanded velocity is scaled by this; 0.25 for a first contact
     slew: float = 1.0  # largest change of a joint's command from one tick to the next
     command_age_s: float = 0.2  # without a command for so long the arm is told to hold
-    plan_age_s: float = 5.0  # a plan made from an older observation is refused
+    plan_age_s: float = 10.0  # a plan made from an older observation is refused
     state_age_s: float = 0.1  # the arm's clock may stand still for so long
     clock_jump_s: float = 0.5  # and may not jump by more than this against ours
     frame_age_s: float = 0.25

@@ -1,6 +1,7 @@
 """The robot as a run sees it: a ``PacedRobot`` whose host is at the other end of a websocket."""
 
 import time
+import uuid
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -47,7 +48,7 @@ class DroidRobot:
 
     def announce(self, trajectory_id: str, policy_version: int, max_ticks: int) -> None:
         """An attempt gets a name of its own on the host: what was run is never run over."""
-        self.episode = f"{trajectory_id}.{time.time_ns() // 1_000_000:x}"
+        self.episode = f"{trajectory_id}.{uuid.uuid4().hex[:8]}"
         self._next = {
             "episode": self.episode,
             "policy_version": policy_version,

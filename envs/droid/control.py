@@ -185,9 +185,11 @@ class Control:
         now = self._clock()
         self._number += 1
         try:
+            self._run_inbox()  # first: who asks is answered although the arm may not be
             rig = self._rig
             tick = Tick(self._number, now, now - due, rig.arm.read(), rig.cameras.frames())
-            self._run_inbox()
+            if self._fault and not self._held:
+                self._hold()  # the arm is back, and was not told yet
             self._publish(tick if self._fault else self._act(tick))
         except FaultError as fault:
             self._fail(fault)

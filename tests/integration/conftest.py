@@ -125,6 +125,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Jo
     yield begin
     for job in jobs:
         job.kill()
+        job.process.wait(TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")

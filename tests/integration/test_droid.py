@@ -22,6 +22,8 @@ def host(tmp_path):
     records, log = tmp_path / "records", tmp_path / "host.txt"
     command = [sys.executable, "-m", "envs.droid.host", "--backend", "mujoco", "--unattended"]
     command += ["--size", "24x40", "--port", "0", "--records", str(records)]
+    (rig := tmp_path / "rig.toml").write_text("[limits]\nlate_s = 5\nclock_jump_s = 60\n")
+    command += ["--rig", str(rig)]  # tests beside it take the processor away
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     until = time.monotonic() + 60
@@ -47,6 +49,7 @@ def test_a_driver_that_is_killed_leaves_a_held_arm_and_the_same_command_goes_on(
     played = tmp_path / "run" / "stores" / "evaluation"
     job.when(lambda: len(list(records.glob("evaluation-base-book-0001.*"))) > 0)
     job.kill()
+    job.end()
     watcher = DroidRobot(address)
     until = time.monotonic() + 20
     while watcher.health()["doing"] != "idle":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")

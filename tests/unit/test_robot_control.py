@@ -80,6 +80,21 @@ def test_a_fault_holds_the_arm_within_a_tick_and_nothing_passes_any_more(fault):
     assert [what for what, _ in bench.person.told] == ["began", "ended", "fault"]
 
 
+def test_an_arm_that_was_out_of_reach_is_held_as_soon_as_it_is_back():
+    bench = running()
+    bench.play(ticks=40, velocity=0.01)
+    bench.tick(3)
+    bench.arm.lost = True
+    bench.tick(3)
+    asked = bench.play(ticks=4)
+    bench.tick()
+    assert asked[0]["stopped"].startswith("rig")  # answered, though the arm is not
+    bench.arm.sent.clear()
+    bench.arm.lost = False
+    bench.tick(5)
+    assert bench.arm.sent == [HOLD]
+
+
 def test_three_late_ticks_are_a_fault():
     bench = running()
     bench.play(ticks=40, velocity=0.01)
@@ -100,7 +115,7 @@ def test_a_plan_that_is_not_finite_is_a_fault_and_not_sent():
 
 
 def test_a_plan_made_from_an_old_observation_is_a_fault():
-    bench = running()
+    bench = running(plan_age_s=5.0)
     seen = bench.seen
     bench.tick(80)
     bench.control.play(np.zeros((4, 8), np.float32), seen, bench.answers.append)

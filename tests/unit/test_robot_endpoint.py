@@ -19,6 +19,7 @@ from envs.droid.control import Control, Rig
 from envs.droid.endpoint import Endpoint, EndpointSettings
 from envs.droid.messages import PROTOCOL
 from envs.droid.serving import in_thread
+from envs.safety import Limits
 from tests.unit.rig import HOLD, FakeArm, FakeCameras, FakePerson
 
 TOKEN = "a token of enough letters"
@@ -50,7 +51,7 @@ def serving(facts=FACTS):
     arm, cameras = FakeArm(time.monotonic), FakeCameras(time.monotonic)
     person = FakePerson()
     rig = Rig(arm, cameras, person)
-    control = Control(rig)
+    control = Control(rig, Limits(late_s=5.0))  # tests beside it take the processor away
     thread = threading.Thread(target=control.run)
     with ExitStack() as stack:
         thread.start()

@@ -19,8 +19,13 @@ from tests.unit.chromium import Chromium
 SMALL = ["--backend", "mujoco", "--size", "32x48", "--port", "0", "--console-port", "0"]
 
 
+CROWDED = "[limits]\nlate_s = 5\nclock_jump_s = 60\n"  # tests beside it take the processor away
+
+
 def settings(tmp_path, *more):
-    return Settings.read(arguments([*SMALL, "--records", str(tmp_path / "records"), *more]))
+    (rig := tmp_path / "crowded.toml").write_text(CROWDED)
+    where = ["--records", str(tmp_path / "records"), "--rig", str(rig)]
+    return Settings.read(arguments([*SMALL, *where, *more]))
 
 
 class Reach:

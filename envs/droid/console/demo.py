@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class DemoHost:
     def run(self) -> None:
         """Episode after episode until ``close``."""
         for number in itertools.count():
-            name, task = f"demo-{time.time_ns():x}", next(self._tasks)
+            name, task = f"demo-{uuid.uuid4().hex[:8]}", next(self._tasks)
             instruction = self._desk.expect(task, number)
             if not self._wait(self._desk.may_start):
                 return
