@@ -9,7 +9,7 @@ import pytest
 from actors.rollout import EpisodeRequest, RolloutActor, never, run_episode
 from contracts.errors import PolicyUnavailableError
 from contracts.seeds import fold
-from contracts.types import ActionChunk, Label, Observation, Trajectory
+from contracts.types import ActionChunk, Label, Moment, Observation, Trajectory
 from envs.fake import CountingRobot
 
 
@@ -179,3 +179,28 @@ def test_actor_collects_and_labels_one_robot():
     assert [t.provenance.policy_version for t, _ in (first, second)] == [1, 2]
     actor.close()
     assert robot.closed
+
+
+class PacedCounting(CountingRobot):
+    """Keeps time itself; while a decision is awaited its arm goes on by 0.5 rad of joint 6."""
+
+    def announce(self, trajectory_id, policy_version, max_ticks):
+        self.announced = (trajectory_id, policy_version, max_ticks)
+
+    def play(self, actions):
+        before = self.state()
+        before.joint_position[6] = 0.5
+        yield Moment(before, np.full_like(self.observe().images, 99), None)
+        for action in actions:
+            gentler = action * np.float32(0.5)
+            yield Moment(self.step(gentler), self.observe().images, gentler)
+
+
+def test_a_robot_that_keeps_time_itself_is_recorded_as_it_was_when_its_plan_began():
+    robot = PacedCounting()
+    trajectory = run_episode(robot, CountingPolicy(version=7), request(max_ticks=14))
+    assert robot.announced == (trajectory.id, 7, 14)
+    assert trajectory.joint_position[[0, 1, 11, 12, 13], 6].tolist() == [0.5, 0, 0, 0.5, 0]
+    assert [(frame == 99).all() for frame in trajectory.frames] == [True, *[False] * 3, True]
+    np.testing.assert_array_equal(trajectory.actions, robot.executed)
+    assert trajectory.num_ticks == 14
