@@ -9,13 +9,14 @@ from rich.console import Console
 from cluster.context import Context
 from cluster.exporting import alpha_by_task
 from configs.audit import AuditConfig
+from configs.checks import is_loopback
 from configs.run import RunConfig
 from learners.audited import trainable
 from replay.store import ReplayStore
 from services.audit import AuditRun
 from services.audit_labels import labels_of, read_labels
 from services.audit_sample import Drawing
-from services.audit_server import AuditServer, is_loopback, new_token
+from services.audit_server import AuditServer, new_token
 from services.stages import read_json, write_json
 
 

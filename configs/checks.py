@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from ipaddress import ip_address
 
 
 def one_of(flag: str, value: str, allowed: Iterable[str]) -> None:
@@ -42,3 +43,11 @@ def worker_count(flag: str, value: object) -> None:
     number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value != "auto" and not number:
         raise ValueError(f"{flag}={value} must be a number of at least 1, or auto")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there; ``[::1]`` may have its brackets."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

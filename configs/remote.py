@@ -1,9 +1,8 @@
 """Policies that run elsewhere: where to find an openpi server, and how to be one."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 
-from configs.checks import at_least, inside, one_of
+from configs.checks import at_least, inside, is_loopback, one_of
 
 ANYBODY = "none"  # serve.key_file of a port that needs no key
 
@@ -56,16 +55,9 @@ class ServeConfig:
         at_least("serve.max_batch", self.max_batch, 1)
         at_least("serve.seed", self.seed, 0)
         one_of("serve.device", self.device, ("auto", "cpu", "cuda"))
-        if not self.key_file and not _is_loopback(self.host):
+        if not self.key_file and not is_loopback(self.host):
             raise ValueError(
                 f"serve.host={self.host} can be reached from other machines: give "
                 "serve.key_file=<file with a secret>, or serve.key_file=none to let anybody move "
                 "whatever robot listens (openpi's own DROID script sends no key)"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

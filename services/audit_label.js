@@ -48,7 +48,7 @@ class Desk {
     this.who = el("input", { id: "who", value: localStorage.getItem("who") ?? "", maxlength: 64, size: 14, autocomplete: "name", oninput: () => this.named() });
     this.tasks = el("div", { class: "row", id: "tasks" });
     this.words = el("p", { id: "ask" });
-    this.video = el("video", { id: "film", playsinline: true, onclick: () => this.replay() });
+    this.video = el("video", { id: "film", playsinline: true, onclick: () => this.replay(), onloadedmetadata: () => { this.stage.style.height = ""; } });
     this.video.muted = true;
     this.stage = el("div", { class: "stage" }, this.video);
     this.buttons = Object.entries(ANSWERS).map(([answer, [text, key]]) =>
@@ -89,6 +89,7 @@ class Desk {
   show() {
     const item = this.queue[this.at];
     this.words.replaceChildren(`“${item.instruction}” `, el("small", {}, "Is that so at the end of the film?"));
+    this.stage.style.height = this.video.videoWidth ? `${this.stage.offsetHeight}px` : ""; // or the buttons jump while it loads
     this.stage.classList.toggle("flat", this.turned.matches);
     this.video.src = this.film(item);
     this.video.defaultPlaybackRate = Number(this.rate.value);

@@ -7,12 +7,12 @@ import traceback
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from configs.checks import is_loopback
 from services.audit import AuditRun
 from services.audit_routes import GET, POST, Reply, Route, json_of, said, text_of
 
@@ -41,13 +41,6 @@ class RefusedError(Exception):
     def __init__(self, status: HTTPStatus, words: str) -> None:
         super().__init__(words)
         self.status = status
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class AuditServer(ThreadingHTTPServer):

@@ -92,7 +92,7 @@ class Control:
         self._inbox.put(lambda: self._begin_plan(actions, seen, tell))
 
     def observe(self, tell: Tell) -> None:
-        """ "tick": the next one."""
+        """Answers with the next "tick"."""
         self._inbox.put(lambda: self._lookers.append(tell))
 
     def hold(self, tell: Tell) -> None:
@@ -100,7 +100,7 @@ class Control:
         self._inbox.put(lambda: self._drop_plan(tell))
 
     def end(self, ending: str, tell: Tell) -> None:
-        """Hold and end the episode. "id" is the one that ended, here or by a fault before."""
+        """Hold and end the episode, if a fault has not; answers with nothing."""
         self._inbox.put(lambda: self._end(ending, tell))
 
     def lost(self, why: str) -> None:
@@ -119,7 +119,8 @@ class Control:
             TimeoutError: the control loop does not answer.
         """
         done = threading.Event()
-        self._inbox.put(lambda: (self._clear(), done.set())[0])
+        self._inbox.put(self._clear)
+        self._inbox.put(done.set)
         if not done.wait(CLEAR_S):
             raise TimeoutError("the control loop does not answer: look at the host's terminal")
 
@@ -373,5 +374,5 @@ def _tell(who: Callable[[Any], None], what: Any) -> None:
     """What must not fail any more: the arm is held, and others are still to be told."""
     try:
         who(what)
-    except Exception:
+    except Exception:  # logged; whoever it was, the loop goes on
         log.exception("%r was told of %r in vain", who, what)

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from configs.checks import is_loopback
 from contracts.wire import pack
 from envs.droid.control import Control, Rig
 from envs.droid.messages import DRIVES, MAX_REQUEST_BYTES, Request, read_request, tick_message
@@ -34,7 +35,7 @@ class EndpointSettings:
     token: str = ""
 
     def __post_init__(self) -> None:
-        if self.host not in ("127.0.0.1", "localhost", "::1") and len(self.token) < 16:
+        if not is_loopback(self.host) and len(self.token) < 16:
             raise ValueError(
                 f"--host {self.host} is reachable from other machines: whoever reaches it can move "
                 "the arm. Give --token-file with at least 16 characters, or use 127.0.0.1"

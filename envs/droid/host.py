@@ -66,11 +66,11 @@ class Settings:
             raise ValueError(
                 "--unattended is for --backend mujoco: an arm needs a person beside it"
             )
+        token = _text("--token-file", wanted.token_file).strip()
         try:
-            token = wanted.token_file.read_text().strip() if wanted.token_file else ""
-            table = tomllib.loads(wanted.rig.read_text()) if wanted.rig else {}
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{wanted.token_file or ''} {wanted.rig or ''}: {error}") from error
+            table = tomllib.loads(_text("--rig", wanted.rig))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"--rig {wanted.rig} is no TOML: {error}") from error
         if unknown := sorted(set(table) - {"limits", "arm", "cameras"}):
             raise ValueError(f"{wanted.rig}: [{unknown[0]}] is unknown; limits, arm, cameras")
         limits = dict(table.get("limits", {}))
@@ -80,6 +80,13 @@ class Settings:
         if not (height.isdigit() and width.isdigit()):
             raise ValueError(f"--size {wanted.size} must read like 192x320")
         return cls(wanted, token, table, Limits.read(limits), (int(height), int(width)))
+
+
+def _text(flag: str, path: Path | None) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {path}: {error}") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The host greets with ``describe``. Then each request has a number, and every ans
 same. Codec: ``contracts.wire``, the one that policy servers speak, too; nothing is ever unpickled.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ PROTOCOL = 1
 MAX_REQUEST_BYTES = 1 << 16  # a plan of 1000 ticks has half of that
 MAX_TICKS = 1000
 MAX_TEXT = 200
+EPISODE = re.compile(r"\w[\w .@=-]*")  # it becomes a folder of the records
 ASKS = {  # what may be asked, and what belongs to it
     "describe": {},
     "health": {},
@@ -60,6 +62,10 @@ def _check_fields(ask: str, said: dict[Any, Any]) -> None:
             raise ValueError(f"{ask}: {name} must be of type {kind.__name__}")
         if kind is str and len(said[name]) > MAX_TEXT:
             raise ValueError(f"{ask}: {name} is longer than {MAX_TEXT} characters")
+    if "episode" in said and not EPISODE.fullmatch(said["episode"]):
+        raise ValueError(
+            f"{ask}: an episode's name is a folder's: letters, digits, spaces, . @ = -"
+        )
 
 
 def _actions(given: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class EpisodeRecords:
         except OSError as error:
             raise ValueError(f"records folder {folder} cannot be written: {error}") from error
         self._folder = folder
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(QUEUED)
+        self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._writing: _Episode | None = None
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="records", daemon=True)
@@ -48,9 +48,9 @@ class EpisodeRecords:
         self._queue.put(("begin", episode))
 
     def tick(self, tick: Tick) -> None:
-        try:
-            self._queue.put_nowait(("tick", tick))
-        except queue.Full:  # a disk that hangs costs the record, not the arm
+        if self._queue.qsize() < QUEUED:
+            self._queue.put(("tick", tick))
+        else:  # a disk that hangs costs the record, not the arm
             self._dropped += 1
 
     def end(self, episode: Episode) -> None:
@@ -72,8 +72,8 @@ class EpisodeRecords:
                 elif self._writing:
                     self._writing.finish(value or {"ending": "the host was ended"})
                     self._writing = None
-            except (OSError, ValueError) as error:
-                log.error("an episode is not recorded: %s", error)
+            except Exception as error:  # noqa: BLE001 - the next episode is to be recorded again
+                log.error("an episode is not recorded: %r", error)
                 self._writing = None
             if what == "close":
                 return

@@ -807,8 +807,11 @@ def test_a_person_labels_with_keys_and_clicks_and_reads_table_3(chromium, folder
         chromium.until("document.querySelector('#film').ended")
         chromium.press(" ")
         chromium.until("!document.querySelector('#film').ended")
+        place = chromium.run("document.querySelector('#failure').getBoundingClientRect().y")
         chromium.press("y", repeats=5)  # a key that is held is one answer
         chromium.until("document.querySelectorAll('.dots .success').length == 1")
+        # while the next film loads, too, the buttons are where they were
+        assert chromium.run("document.querySelector('#failure').getBoundingClientRect().y") == place
         chromium.click("#failure")
         chromium.until("document.querySelectorAll('.dots .failure').length == 1")
         chromium.press(" ")  # replays; it must not press the button that was clicked

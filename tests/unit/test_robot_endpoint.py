@@ -293,6 +293,8 @@ def nonsense(rng):
         pack([1, 2, 3]),
         "text",
         pack({"number": 1, "ask": "reset", "task": "stack", "seed": 1.5}),
+        pack({"number": 1, "ask": "label", "episode": "../elsewhere"}),
+        pack({"number": 1, "ask": "label", "episode": ""}),
     ]
     return wrong[int(rng.integers(len(wrong)))]
 

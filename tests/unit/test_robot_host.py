@@ -11,10 +11,12 @@ import pytest
 from actors.rollout import EpisodeRequest, RolloutActor
 from contracts.constants import VIEWS
 from contracts.types import ActionChunk
-from envs.droid import host
+from envs.droid import host, records
 from envs.droid.client import DroidLabels, DroidRobot
 from envs.droid.host import Settings, arguments, hosting
+from envs.droid.records import EpisodeRecords
 from tests.unit.chromium import Chromium
+from tests.unit.rig import Bench
 
 SMALL = ["--backend", "mujoco", "--size", "32x48", "--port", "0", "--console-port", "0"]
 
@@ -82,6 +84,37 @@ def test_two_episodes_follow_each_other(tmp_path):
     assert (first[0].id, second[0].id) == ("real-1", "real-2")
 
 
+def test_a_disk_that_hangs_costs_ticks_of_the_record_and_never_delays_the_arm(
+    tmp_path, monkeypatch
+):
+    gate, written = threading.Event(), []
+
+    class Slow:
+        def __init__(self, folder):
+            gate.wait(20)
+
+        def add(self, tick):
+            written.append(tick)
+
+        def finish(self, episode):
+            written.append(episode)
+
+    monkeypatch.setattr(records, "_Episode", Slow)
+    kept = EpisodeRecords(tmp_path / "records")
+    began = time.monotonic()
+    kept.begin({"trajectory_id": "a"})
+    seen = Bench()
+    seen.tick()
+    for _ in range(2 * records.QUEUED):
+        kept.tick(seen.control.latest)
+    kept.end({"trajectory_id": "a"})
+    assert time.monotonic() - began < 5
+    gate.set()
+    kept.close()
+    assert written[-1]["ticks_not_recorded"] >= records.QUEUED - 1
+    assert len(written) - 1 + written[-1]["ticks_not_recorded"] == 2 * records.QUEUED
+
+
 @pytest.mark.browser
 def test_a_person_at_the_page_starts_labels_stops_and_clears(tmp_path):
     """By keys: reset done, start, success; then start, stop, and the episode is aborted."""
@@ -141,7 +174,8 @@ def test_a_person_at_the_page_starts_labels_stops_and_clears(tmp_path):
         (["--host", "0.0.0.0"], "--token-file"),
         (["--size", "big"], "--size big"),
         (["--speed", "2"], "speed=2"),
-        (["--token-file", "/nowhere"], "/nowhere"),
+        (["--token-file", "/nowhere"], "--token-file /nowhere"),
+        (["--rig", "/nowhere"], "--rig /nowhere"),
         (["--console-host", "0.0.0.0"], "token"),
     ],
 )

@@ -8,8 +8,9 @@ from websockets.asyncio.server import ServerConnection
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+from configs.checks import is_loopback
+
 SOCKET = "/socket"
-NAMES_OF_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 _FOLDER = Path(__file__).with_name("page")
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -44,7 +45,7 @@ class Door:
         """The response to a plain request; None lets the client open the websocket."""
         path = request.path.partition("?")[0]
         hosts, origins = (request.headers.get_all(name) for name in ("Host", "Origin"))
-        if len(hosts) != 1 or not (self._any_name or _name(hosts[0]) in NAMES_OF_THIS_MACHINE):
+        if len(hosts) != 1 or not (self._any_name or is_loopback(_name(hosts[0]))):
             return client.respond(
                 HTTPStatus.FORBIDDEN, "open the console as http://127.0.0.1, or give it a token\n"
             )

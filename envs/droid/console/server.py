@@ -16,12 +16,12 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from configs.checks import is_loopback
 from envs.droid.console import messages
 from envs.droid.console.pages import Door
 from envs.droid.desk import Desk, RefusedError
 from envs.droid.serving import in_thread
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_TOKEN = 16  # characters
 HELLO_S = 5.0  # to say the token in
 WATCH_S = 0.1  # between two looks at the host's health
@@ -58,7 +58,7 @@ class ConsoleSettings:
     alone_s: float = 2.0  # an episode that no page has watched for so long is stopped
 
     def __post_init__(self) -> None:
-        if self.host not in LOOPBACK and not self.token:
+        if not is_loopback(self.host) and not self.token:
             raise ValueError(
                 f"console host {self.host} is open to other machines: give a token too, or listen "
                 "on 127.0.0.1"
