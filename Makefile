@@ -10,17 +10,17 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
 
-test: setup tools  ## lint, types, floors and every test but the long ones
+test: tools  ## lint, types, floors and every test but the long ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(PYTEST) $(ARGS)
 
-test-long: setup  ## the tests that take minutes each: killed runs, sharded training, the published classes in a loop
+test-long: tools  ## the tests that take minutes each: killed runs, sharded training, the published classes in a loop
 	$(PYTEST) -m long $(ARGS)
 
-lint: setup
+lint: tools
 	$(BIN)/pre-commit run --all-files
 
 base: setup  ## train the small base models anew from scripted demonstrations (docs/embedded-models.md)
@@ -31,16 +31,24 @@ benchmark: setup  ## print the figures of benchmarks/RESULTS.md on this machine
 
 setup: $(VENV)/.installed
 
+# --no-compile: pip would compile 20 000 files one by one; Python keeps those that are imported
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 $(VENV)/.installed: requirements.txt tools/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(PIP) --upgrade pip
 	@# torch first and alone: whoever asks for it later finds it installed and pulls nothing else
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements.txt
 	sh tools/system_packages.sh renderer $(BIN)/python
 	touch $@
 
-tools: setup
+$(VENV)/.tools: $(VENV)/.installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	touch $@
+
+tools: $(VENV)/.tools
 	sh tools/system_packages.sh browser $(BIN)/python
 	sh tools/system_packages.sh prometheus $(BIN)/python
 

@@ -227,10 +227,13 @@ def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float
 
 
 def improve(run: Context, iteration: int, versions: Versions, refused: list[str]) -> dict[str, Any]:
-    """Post-train the policy on successes of D_real and D_syn, without the refused tasks (Eq. 4)."""
+    """Post-train the policy on successes of D_real and D_syn+ (Eq. 4).
+
+    A refused task imagines nothing for it, but its real successes stay: all tasks share one policy,
+    and it forgets what it no longer sees.
+    """
     tasks = [task for task in run.tasks if task not in refused]
-    store = run.reader("real")
-    real = [i for i in real_successes(store).ids if store.provenance(i).task in tasks]
+    real = list(real_successes(run.reader("real")).ids)
     imagined: dict[str, float] = {}
     if run.config.method.kind == "vlaw":
         by_task = accepted_ids(run, versions.reward)

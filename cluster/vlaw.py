@@ -13,6 +13,7 @@ Failures train the world model and the reward model; only successes train the po
 a stage with a manifest: the same command after any stop continues at the first one missing.
 """
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -125,15 +126,25 @@ def refusals(run: Context, newest: Versions) -> dict[str, str]:
         done = {store.provenance(name).task for name in successes}
         return {task: "no real success" for task in run.tasks if task not in done}
     found = learning.accepted_ids(run, newest.reward)
+    store = run.reader("real")
+    done = Counter(store.provenance(name).task for name in learning.real_successes(store).ids)
     reasons = {}
     for task in run.tasks:
         numbers, accepted = run.config.for_task(task), len(found[task])
         if accepted < numbers.min_success:
             reasons[task] = (
                 f"D_syn+ holds {accepted} trajectories with P('yes') > {numbers.alpha:g}, fewer "
-                f"than task.{task}.min_success={numbers.min_success}; see the P('yes') histograms"
+                f"than task.{task}.min_success={numbers.min_success}; see the P('yes') histograms. "
+                + kept(done[task])
             )
     return reasons
+
+
+def kept(successes: int) -> str:
+    """What the policy that all tasks share still sees of a refused one."""
+    if successes:
+        return f"Its real successes ({successes}) stay among what the shared policy learns from"
+    return "It has no real success either: if other tasks train the shared policy, it may forget"
 
 
 def same_steps_control(run: Context) -> None:

@@ -23,6 +23,7 @@ from models.interfaces import Batch, PolicyBatch
 _KIND = "embedded_policy"
 _PROPRIO = NUM_JOINTS + 10
 _ENCODER = (24, 48)  # channels of the first two convolutions
+_GROUP = 4  # rows of a forward: a robot asks for one at a time, imagination for sixteen
 _FREQUENCIES = 6  # of a cell's position
 _LEAST_STD = 0.05  # of an action or proprio column: a joint that hardly moves is not blown up
 _PROPRIO_NOISE = 0.05  # in standard deviations; imagined poses carry the adapter's error
@@ -210,7 +211,7 @@ class EmbeddedPolicy:
         shape = (self._sizes.horizon, ACTION_DIM)
         noise = torch.stack([noise_of([seed], shape) for seed in seeds]).to(self._device)
         rows = (inputs.images, inputs.proprio, inputs.words, noise)
-        actions = in_groups(self._sample, *rows).cpu().numpy()
+        actions = in_groups(self._sample, *rows, size=_GROUP).cpu().numpy()
         return [ActionChunk(row, self.version) for row in actions]
 
     def _sample(
