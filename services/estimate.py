@@ -44,14 +44,15 @@ class Rates:
 
 EMBEDDED = Rates(
     "measured on 2 CPU cores, embedded models",
-    start=6.0,
-    episode_tick=0.0035,
-    reset=0.2,
-    chunk=0.02,
+    start=10.0,
+    episode_tick=0.012,
+    reset=0.0,
+    chunk=0.06,
     clip=0.05,
-    policy_step=0.09,
-    world_model_step=0.25,
-    reward_step=0.08,
+    policy_step=0.18,
+    world_model_step=0.5,
+    reward_step=0.25,
+    episode_share=0.9,
 )
 FULL = Rates(
     "published: Ctrl-World about 5 s a chunk on one H100; the others are guesses",

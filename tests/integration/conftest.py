@@ -145,7 +145,7 @@ def events() -> Callable[..., list[dict[str, Any]]]:
 def tiny() -> list[str]:
     """Small pictures, small networks, short trainings."""
     return [
-        "robot.height=24", "robot.width=40",
+        "robot.height=24", "robot.width=40", "robot.count=2",
         "policy.embedded.width=32", "policy.embedded.layers=1",
         "world_model.embedded.channels=[16,32]", "reward.embedded.width=8",
         "policy.train.steps=60", "world_model.train.steps=4", "reward.train.steps=4",

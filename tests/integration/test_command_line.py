@@ -60,7 +60,7 @@ def test_a_dry_run_tells_processes_and_durations_and_leaves_nothing(command, tmp
     assert status == 0
     text = "\n".join(lines)
     for process in (
-        "2 x robot", "1 x policy server", "1 x world model learner", "1 x reward learner",
+        "3 x robot", "1 x policy server", "1 x world model learner", "1 x reward learner",
         "1 x policy learner", "1 x imagination book", "3 x imagination draw", "1 x reward scorer",
     ):  # fmt: skip
         assert process in text
