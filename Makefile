@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: run test test-long lint base benchmark setup tools clean
+.PHONY: run test test-long lint base robot-rehearsal benchmark setup tools clean
 
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
@@ -25,6 +25,9 @@ lint: tools
 
 base: setup  ## train the small base models anew from scripted demonstrations (docs/embedded-models.md)
 	$(BIN)/python ray_job.py scale=pretrain task=all $(ARGS)
+
+robot-rehearsal: tools  ## the whole way to a real robot, with stand-ins for arm, cameras and person
+	$(BIN)/python benchmarks/robot_rehearsal.py $(ARGS)
 
 benchmark: setup  ## print the figures of benchmarks/RESULTS.md on this machine
 	$(BIN)/python benchmarks/simulation.py  # others take arguments: docs/adapter.md, docs/sizes.md

@@ -290,13 +290,12 @@ class RunConfig:
 
     def _check_local_cluster(self) -> None:
         """A local Ray of a given size must hold every stage; other clusters are asked at start."""
-        need = self.peak_cpus()
-        if not self.cluster.address and 0 < self.cluster.num_cpus < need:
+        needs = self._cpus_by_stage(self.task)
+        stage = max(needs, key=lambda name: needs[name])
+        if not self.cluster.address and 0 < self.cluster.num_cpus < needs[stage]:
             raise ValueError(
                 f"cluster.num_cpus={self.cluster.num_cpus} is too small: the widest stage needs "
-                f"{need:g} CPUs ({sum(self.for_task(name).fewest_workers for name in self.task)} "
-                f"imagination workers of cluster.worker_cpus={self.cluster.worker_cpus:g}). "
-                "Raise it, or lower task.<name>.workers"
+                f"{needs[stage]:g} CPUs ({stage}). Raise it, or lower one of those"
             )
 
     def for_task(self, name: str) -> TaskConfig:
@@ -313,14 +312,27 @@ class RunConfig:
         return self.for_task(name).max_ticks or TASKS.get(name, self.robot.max_ticks)
 
     def peak_cpus(self, tasks: Iterable[str] = ()) -> float:
-        """Logical CPUs of the widest stage: collecting, imagining or learning.
+        """Logical CPUs of the widest stage.
 
         ``tasks``: those of the recordings, where the config names none.
         """
+        return max(self._cpus_by_stage(self.task or tasks).values())
+
+    def _cpus_by_stage(self, tasks: Iterable[str]) -> dict[str, float]:
+        """By what decides it, in words."""
         cluster = self.cluster
-        workers = sum(self.for_task(name).fewest_workers for name in (self.task or tasks))
-        collect = (self.robot.count + 1) * cluster.worker_cpus
-        imagine = workers * cluster.worker_cpus + cluster.scorer_cpus
-        learn = cluster.learner_workers * cluster.learner_cpus
-        replay = self.replay_eval.workers * cluster.worker_cpus
-        return max(collect, imagine, learn, replay)
+        one = f"cluster.worker_cpus={cluster.worker_cpus:g}"
+        workers = sum(self.for_task(name).fewest_workers for name in tasks)
+        learn = f"{cluster.learner_workers} x cluster.learner_cpus={cluster.learner_cpus:g}"
+        return {
+            f"robot.count={self.robot.count} and a policy server, each {one}": (
+                (self.robot.count + 1) * cluster.worker_cpus
+            ),
+            f"task.<name>.workers, {workers} in all, each {one}, and a scorer": (
+                workers * cluster.worker_cpus + cluster.scorer_cpus
+            ),
+            f"training: {learn}": cluster.learner_workers * cluster.learner_cpus,
+            f"replay_eval.workers={self.replay_eval.workers}, each {one}": (
+                self.replay_eval.workers * cluster.worker_cpus
+            ),
+        }

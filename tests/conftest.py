@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -81,12 +82,16 @@ def _missing():
         "robot": "moves hardware",
         "long": "minutes each: make test-long",
     }
-    for marker, name in (("parity", "PARITY_DIR"), ("shared", "DROID_SAMPLE_DIR")):
-        if not Path(os.environ[name]).is_dir():
-            missing[marker] = f"{name}={os.environ[name]} is not there"
-    for marker, name in (("hf_processor", "HF_PROCESSOR_PYTHON"), ("lerobot", "LEROBOT_PYTHON")):
+    for marker, name in (
+        ("parity", "PARITY_DIR"),
+        ("shared", "DROID_SAMPLE_DIR"),
+        ("hf_processor", "HF_PROCESSOR_PYTHON"),
+        ("lerobot", "LEROBOT_PYTHON"),
+    ):
         if not Path(os.environ[name]).exists():
             missing[marker] = f"{name}={os.environ[name]} is not there"
+    if not find_spec("zerorpc"):
+        missing["zerorpc"] = "zerorpc is not installed"
     if not _can_mount():
         missing["tmpfs"] = "only root may mount a small file system"
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):

@@ -39,6 +39,7 @@ class DroidRobot:
         self._number = 0
         self._next = {"episode": "", "policy_version": -1, "max_ticks": 0}
         self._instruction, self._seen, self._finished = "", 0, False
+        self._seen_s = time.monotonic()
         try:
             self.facts = _greeting(self._socket, address)
         except ValueError:
@@ -82,7 +83,9 @@ class DroidRobot:
         planned = actions.astype(np.float32)
         if self._binary:
             planned[:, -1] = planned[:, -1] > GRIPPER_CLOSES
-        number, executed, done = self._send("play", actions=planned, seen=self._seen), None, False
+        latency = time.monotonic() - self._seen_s
+        number = self._send("play", actions=planned, seen=self._seen, latency_s=latency)
+        executed, done = None, False
         try:
             while not done:
                 answer = self._answer(number, ANSWER_S)
@@ -118,6 +121,7 @@ class DroidRobot:
 
     def _note(self, answer: dict[str, Any], executed: np.ndarray | None) -> Moment:
         self._seen, self._finished = answer["tick"]["tick"], answer["finished"]
+        self._seen_s = time.monotonic()
         return moment(answer["tick"], executed)
 
     def _ask(self, what: str, wait_s: float, **given: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The 15 Hz loop beside the arm: the only place from which a command reaches it."""
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -16,11 +17,11 @@ from contracts.constants import CONTROL_HZ
 from envs.droid.homing import Homing
 from envs.droid.operator import Episode, Operator, Unattended
 from envs.droid.rig import Arm, Cameras, Scene
-from envs.droid.tick import NoRecord, Record, Tick
+from envs.droid.tick import NoRecord, Planned, Record, Tick
 from envs.safety import FaultError, Guard, Limits
 
 PERIOD_S = 1 / CONTROL_HZ
-CLEAR_S = 2.0
+CLEAR_S = 10.0  # a library may take seconds to recover an arm
 OPEN_S = 60.0
 
 Tell = Callable[[dict[str, Any]], None]  # an answer, or part of one, to whoever asked
@@ -74,7 +75,8 @@ class Control:
         self._reset: _Reset | None = None
         self._episode: Episode | None = None
         self._to_label = ""  # the last episode, unless a fault came after it
-        self._plan: deque[np.ndarray] = deque()
+        self._plan: deque[Planned] = deque()
+        self._chunks = 0  # plans of this episode
         self._tell_play: Tell | None = None
         self._lookers: list[Tell] = []
         self._commanded_s = 0.0
@@ -86,10 +88,16 @@ class Control:
         is verified at home. Waits for a person for as long as it takes."""
         self._inbox.put(lambda: self._begin_reset(task, seed, episode, tell))
 
-    def play(self, actions: Float32[np.ndarray, "n 8"], seen: int, tell: Tell) -> None:
+    def play(
+        self,
+        actions: Float32[np.ndarray, "n 8"],
+        seen: int,
+        tell: Tell,
+        latency_s: float = math.nan,
+    ) -> None:
         """Execute a plan that was made from tick ``seen``: "tick" for each tick, with "done" in the
-        one after the last command."""
-        self._inbox.put(lambda: self._begin_plan(actions, seen, tell))
+        one after the last command. ``latency_s`` is for the record."""
+        self._inbox.put(lambda: self._begin_plan(actions, seen, latency_s, tell))
 
     def observe(self, tell: Tell) -> None:
         """Answers with the next "tick"."""
@@ -116,13 +124,18 @@ class Control:
         once it is so.
 
         Raises:
+            OSError: something still stops the arm; the fault stays.
             TimeoutError: the control loop does not answer.
         """
-        done = threading.Event()
-        self._inbox.put(self._clear)
-        self._inbox.put(done.set)
-        if not done.wait(CLEAR_S):
-            raise TimeoutError("the control loop does not answer: look at the host's terminal")
+        answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self._inbox.put(lambda: answer.put(_failure(self._clear)))
+        try:
+            failure = answer.get(timeout=CLEAR_S)
+        except queue.Empty:
+            words = "the control loop does not answer: look at the host's terminal"
+            raise TimeoutError(words) from None
+        if failure:
+            raise failure
 
     def health(self) -> dict[str, Any]:
         """Of the last tick: its number, lateness, ages of frames, and what holds the arm."""
@@ -228,16 +241,17 @@ class Control:
 
     def _play_on(self, tick: Tick) -> Tick:
         if self._plan:
-            return self._send(self._guard, tick, self._plan.popleft())
+            planned = self._plan.popleft()
+            return replace(self._send(self._guard, tick, planned.action), planned=planned)
         if not self._held and tick.time_s - self._commanded_s >= self.limits.command_age_s:
             self._hold()
         return tick
 
-    def _send(self, guard: Guard, tick: Tick, planned: np.ndarray) -> Tick:
-        command = guard.command(planned, tick.arm.state)
+    def _send(self, guard: Guard, tick: Tick, action: np.ndarray) -> Tick:
+        command = guard.command(action, tick.arm.state)
         self._held, self._commanded_s = False, tick.time_s
         target = self._rig.arm.move(command.action)
-        return replace(tick, planned=planned.astype(np.float32), sent=command, target=target)
+        return replace(tick, sent=command, target=target)
 
     def _hold(self) -> None:
         self._rig.arm.hold()
@@ -255,7 +269,7 @@ class Control:
             reset.tell({"error": str(error)})
             return
         self._rig.record.begin(reset.episode)
-        self._episode = reset.episode
+        self._episode, self._chunks = reset.episode, 0
         self._guard.begin()
         reset.tell({"instruction": reset.episode["instruction"]})
 
@@ -300,7 +314,7 @@ class Control:
         if labelled and not self._fault:  # the person has just spoken, so knows where the arm is
             self._reset.homing = Homing(self.limits)
 
-    def _begin_plan(self, actions: np.ndarray, seen: int, tell: Tell) -> None:
+    def _begin_plan(self, actions: np.ndarray, seen: int, latency_s: float, tell: Tell) -> None:
         if self._fault or not self._episode:
             tell({"stopped": str(self._fault)} if self._fault else {"error": "no episode runs"})
             return
@@ -311,7 +325,10 @@ class Control:
         age = (self._number - seen) * PERIOD_S
         if age > self.limits.plan_age_s:
             raise FaultError("stale_plan", f"it was made from an observation {age:.1f} s ago")
-        self._plan.extend(actions)
+        self._plan.extend(
+            Planned(action, self._chunks, row, latency_s) for row, action in enumerate(actions)
+        )
+        self._chunks += 1
 
     def _drop_plan(self, tell: Tell) -> None:
         self._plan.clear()
@@ -367,7 +384,17 @@ class Control:
             tell({"stopped": str(fault)})
 
     def _clear(self) -> None:
+        self._rig.arm.ready()
         self._fault = None
+
+
+def _failure(work: Callable[[], None]) -> Exception | None:
+    """What it raised, for whoever waits in another thread."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - raised again there
+        return error
+    return None
 
 
 def _tell(who: Callable[[Any], None], what: Any) -> None:

@@ -155,7 +155,7 @@ class _Talk:
             case "end":
                 control.end(given["ending"], tell)
             case "play":
-                control.play(given["actions"], given["seen"], tell)
+                control.play(given["actions"], given["seen"], tell, given["latency_s"])
             case "reset":
                 episode = {name: given[name] for name in ("policy_version", "max_ticks")}
                 episode["trajectory_id"] = given["episode"]

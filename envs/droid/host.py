@@ -9,12 +9,12 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from contracts.constants import CONTROL_HZ, VIEWS
-from envs.droid.backends import BACKENDS, SIMULATED, open_rig
+from envs.droid.backends import BACKENDS, open_rig
 from envs.droid.console.pictures import jpegs
 from envs.droid.console.prompts import STANDARD, Prompts
 from envs.droid.console.server import Console, ConsoleSettings, serving
@@ -25,6 +25,7 @@ from envs.droid.endpoint import Endpoint, EndpointSettings
 from envs.droid.messages import PROTOCOL
 from envs.droid.operator import Unattended
 from envs.droid.records import EpisodeRecords
+from envs.droid.rig import Arm, Cameras, Scene
 from envs.droid.serving import in_thread
 from envs.safety import Limits
 
@@ -62,10 +63,6 @@ class Settings:
     @classmethod
     def read(cls, wanted: argparse.Namespace) -> "Settings":
         """Raises ValueError naming what to change."""
-        if wanted.unattended and wanted.backend not in SIMULATED:
-            raise ValueError(
-                "--unattended is for --backend mujoco: an arm needs a person beside it"
-            )
         token = _text("--token-file", wanted.token_file).strip()
         try:
             table = tomllib.loads(_text("--rig", wanted.rig))
@@ -100,7 +97,10 @@ def hosting(settings: Settings) -> Iterator[tuple[str, str, Control]]:
     wanted = settings.wanted
     with contextlib.ExitStack() as stack:
         arm, cameras, scene = open_rig(wanted.backend, settings.table, settings.size)
-        record = EpisodeRecords(wanted.records)
+        if wanted.unattended and scene is None:
+            raise ValueError("--unattended is for simulations: an arm needs a person beside it")
+        facts = _facts(settings, arm, cameras, scene)
+        record = EpisodeRecords(wanted.records, facts | {"limits": asdict(settings.limits)})
         stack.callback(record.close)
         if wanted.unattended:
             assert scene is not None
@@ -118,7 +118,7 @@ def hosting(settings: Settings) -> Iterator[tuple[str, str, Control]]:
         page = ""
         if isinstance(operator, Desk):
             page = stack.enter_context(_console(operator, control, settings))
-        endpoint = Endpoint(control, rig, _facts(settings, rig), _endpoint_settings(settings))
+        endpoint = Endpoint(control, rig, facts, _endpoint_settings(settings))
         address = (wanted.host, wanted.port)
         port = stack.enter_context(in_thread(endpoint.listening, "endpoint", address))
         yield f"ws://{wanted.host}:{port}", page, control
@@ -128,16 +128,16 @@ def _endpoint_settings(settings: Settings) -> EndpointSettings:
     return EndpointSettings(settings.wanted.host, settings.wanted.port, settings.token)
 
 
-def _facts(settings: Settings, rig: Rig) -> dict[str, Any]:
+def _facts(settings: Settings, arm: Arm, cameras: Cameras, scene: Scene | None) -> dict[str, Any]:
     """What a client is greeted with."""
     return {
         "protocol": PROTOCOL,
-        "backend": rig.arm.name,
-        "simulated": rig.scene is not None,
+        "backend": arm.name,
+        "simulated": scene is not None,
         "control_hz": CONTROL_HZ,
         "action_space": "joint_velocity and gripper_position, DROID units",
         "views": list(VIEWS),
-        "cameras": list(rig.cameras.names),
+        "cameras": list(cameras.names),
         "height": settings.size[0],
         "width": settings.size[1],
         "speed": settings.limits.speed,

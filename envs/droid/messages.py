@@ -15,7 +15,7 @@ from contracts.types import Moment, RobotState
 from contracts.wire import unpack
 from envs.droid.tick import Tick
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_REQUEST_BYTES = 1 << 16  # a plan of 1000 ticks has half of that
 MAX_TICKS = 1000
 MAX_TEXT = 200
@@ -25,7 +25,7 @@ ASKS = {  # what may be asked, and what belongs to it
     "health": {},
     "observe": {},
     "reset": {"task": str, "seed": int, "episode": str, "policy_version": int, "max_ticks": int},
-    "play": {"actions": np.ndarray, "seen": int},
+    "play": {"actions": np.ndarray, "seen": int, "latency_s": float},  # NaN: unknown
     "hold": {},
     "end": {"ending": str},
     "label": {"episode": str},

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import queue
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from av.video.stream import VideoStream
 
 from contracts.constants import ACTION_DIM, CONTROL_HZ, NUM_JOINTS, VIEWS
 from envs.droid.operator import Episode
-from envs.droid.tick import Tick
+from envs.droid.tick import Planned, Tick
 
 QUEUED = 20 * CONTROL_HZ  # ticks that may wait for the disk before the newest are dropped
 
@@ -28,15 +30,19 @@ class EpisodeRecords:
     ``episode.json`` comes last: a folder without it is of an episode whose host died.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ValueError where the folder cannot be made or written."""
+    def __init__(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """``facts`` about the rig go into every ``episode.json``.
+
+        Raises:
+            ValueError: the folder cannot be made or written.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (probe := folder / ".writable").touch()
             probe.unlink()
         except OSError as error:
             raise ValueError(f"records folder {folder} cannot be written: {error}") from error
-        self._folder = folder
+        self._folder, self._facts = folder, dict(facts or {})
         self._queue: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._writing: _Episode | None = None
         self._dropped = 0
@@ -70,7 +76,8 @@ class EpisodeRecords:
                 elif what == "tick" and self._writing:
                     self._writing.add(value)
                 elif self._writing:
-                    self._writing.finish(value or {"ending": "the host was ended"})
+                    ended = value or {"ending": "the host was ended"}
+                    self._writing.finish(ended | {"rig": self._facts})
                     self._writing = None
             except Exception as error:  # noqa: BLE001 - the next episode is to be recorded again
                 log.error("an episode is not recorded: %r", error)
@@ -108,7 +115,8 @@ class _Episode:
 
 def _row(tick: Tick) -> dict[str, Any]:
     """../shared/reference/droid.md section 3.4; NaN where nothing was sent at this tick."""
-    state, sent, nothing = tick.arm.state, tick.sent, np.full(ACTION_DIM, np.nan, np.float32)
+    nothing = Planned(np.full(ACTION_DIM, np.nan, np.float32), -1, -1, math.nan)
+    state, sent, planned = tick.arm.state, tick.sent, tick.planned or nothing
     target = np.full(NUM_JOINTS, np.nan) if tick.target is None else tick.target
     return {
         "tick": tick.number,
@@ -120,8 +128,11 @@ def _row(tick: Tick) -> dict[str, Any]:
         "joint_velocity": state.joint_velocity,
         "cartesian_position": state.cartesian_position,
         "gripper_position": state.gripper_position,
-        "action_planned": nothing if tick.planned is None else tick.planned,
-        "action_sent": nothing if sent is None else sent.action,
+        "action_planned": planned.action,
+        "chunk": planned.chunk,
+        "row_in_chunk": planned.row,
+        "query_latency_ms": 1000 * planned.latency_s,
+        "action_sent": sent.action if sent else nothing.action,
         "limited_by": ",".join(sent.limited_by) if sent else "",
         "joint_target": np.asarray(target, np.float32),
         "captured_s": np.asarray([frame.captured_s for frame in tick.frames]),

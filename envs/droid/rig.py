@@ -50,6 +50,11 @@ class Arm(Protocol):
         """Make the present posture the target; the grip stays."""
         ...
 
+    def ready(self) -> None:
+        """A person has cleared a fault: be able to move again, at the present posture. Moves
+        nothing. Raises OSError while something still stops the arm."""
+        ...
+
     def close(self) -> None: ...
 
 

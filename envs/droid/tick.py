@@ -14,11 +14,22 @@ from envs.safety import Command, Reading
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """Row ``row`` of the episode's plan number ``chunk``, which took ``latency_s`` to make: from
+    the observation until it was asked for, as whoever drives measured it; NaN if unknown."""
+
+    action: Float32[np.ndarray, " 8"]
+    chunk: int
+    row: int
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """All that is known of one tick: what pages show, clients get and records keep.
 
     The arm was read and the newest frames were taken before ``sent`` went out. ``target`` is where
-    the arm then aims [rad].
+    the arm then aims [rad]. On the way home nothing is ``planned``.
     """
 
     number: int
@@ -26,7 +37,7 @@ class Tick:
     lateness_s: float
     arm: ArmReading
     frames: Sequence[Frame]
-    planned: Float32[np.ndarray, " 8"] | None = None
+    planned: Planned | None = None
     sent: Command | None = None
     target: Float[np.ndarray, " 7"] | None = None
 

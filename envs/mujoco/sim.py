@@ -106,16 +106,24 @@ class Simulation:
             raise ValueError(f"action {action.tolist()} is not finite: check the policy's output")
         velocity = np.asarray(action[:NUM_JOINTS], dtype=np.float64)
         velocity = velocity / max(1.0, float(np.abs(velocity).max()))
-        wanted = self.data.qpos[:NUM_JOINTS] + RAD_PER_TICK * velocity
-        self._target = np.clip(wanted, JOINT_LOW, JOINT_HIGH)
-        self._gripper_goal = float(np.clip(action[NUM_JOINTS], 0.0, 1.0))
+        self.aim(self.data.qpos[:NUM_JOINTS] + RAD_PER_TICK * velocity, float(action[NUM_JOINTS]))
         self.idle()
         return self.state()
+
+    def aim(self, joints: Float64[np.ndarray, " 7"], gripper: float | int) -> None:
+        """Set the targets [rad; 0 open to 1 closed], within their ranges; no time passes."""
+        self._target = np.clip(joints, JOINT_LOW, JOINT_HIGH)
+        self._gripper_goal = float(np.clip(gripper, 0.0, 1.0))
 
     def idle(self) -> None:
         """Let one tick pass with the targets that there are."""
         self.ticks += 1
         self._advance(self._steps_before(self.ticks) - self._steps_before(self.ticks - 1))
+
+    def run(self, steps: int) -> None:
+        """Let physics run on, for whoever keeps time by himself; ``ticks`` follows."""
+        self._advance(steps)
+        self.ticks = int(self.data.time * CONTROL_HZ)
 
     def hold(self) -> None:
         """Make the present posture and grip the target; the clock does not advance."""
@@ -207,6 +215,16 @@ class Simulation:
     def gripper_position(self) -> float:
         """0 open, 1 closed, from the measured finger positions."""
         return min(max(self._closed(), 0.0), 1.0)
+
+    @property
+    def target(self) -> Float64[np.ndarray, " 7"]:
+        """Where the arm's springs pull to [rad]."""
+        return self._target.copy()
+
+    @property
+    def grip(self) -> float:
+        """The gripper's set point; ahead of the fingers where an object stops them."""
+        return self._gripper_command
 
     def body_position(self, name: str) -> Float64[np.ndarray, " 3"]:
         return self.data.body(name).xpos.copy()

@@ -42,7 +42,7 @@ def test_a_driver_that_is_killed_leaves_a_held_arm_and_the_same_command_goes_on(
     address, records = host
     flags = [
         *tiny, "job=evaluate", "robot=droid", f"robot.address={address}", "robot.height=24",
-        "robot.width=40", "task=[book]", f"policy.checkpoint={bases / 'policy'}",
+        "robot.width=40", "robot.count=1", "task=[book]", f"policy.checkpoint={bases / 'policy'}",
         "evaluation.episodes=2", "each_task.max_ticks=60",
     ]  # fmt: skip
     job = start(tmp_path / "run", *flags)

@@ -41,6 +41,7 @@ class FakeArm:
     lost: bool = False
     stuck: bool = False
     closed: bool = False
+    broken: str = ""
 
     def open(self) -> None: ...
 
@@ -62,6 +63,10 @@ class FakeArm:
             self.joints = self.joints + RAD_PER_TICK * action[:7].astype(np.float64)
             self.gripper = float(action[7])
         return self.joints
+
+    def ready(self) -> None:
+        if self.broken:
+            raise OSError(self.broken)
 
     def hold(self) -> None:
         self.sent.append(HOLD)

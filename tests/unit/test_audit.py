@@ -42,7 +42,7 @@ from services.audit_labels import AuditLabel, LabelBook, from_csv, read_labels, 
 from services.audit_sample import Drawing, allocate, draw
 from services.audit_server import STATIC, AuditServer
 from services.audit_table import estimated, rate, table3
-from tests.unit.chromium import Chromium
+from tools.chromium import Chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 ALPHA = {"book": 0.8, "wipe": 0.5}

@@ -76,7 +76,10 @@ def test_hydra_refuses_what_the_schema_does_not_know(run_of, override, flag):
         (["robot=recorded"], "needs robot.path="),
         (["robot=recorded", "robot.path=/x", "reward=qwen"], "give robot.untitled=false"),
         (["task=recorded"], "zero tasks: choose some with task=all"),
-        (["cluster.num_cpus=1"], "cluster.num_cpus=1 is too small: the widest stage needs 1.5"),
+        (
+            ["cluster.num_cpus=1"],
+            r"cluster.num_cpus=1 is too small: the widest stage needs 2 CPUs \(robot.count=3 and a",
+        ),
         (["policy.execute=16"], "policy.execute=16 must lie in 1..policy.horizon=15"),
         (["out="], "give out=<folder>"),
         (["robot.height=50"], "robot.height=50 and robot.width=80 must be multiples of 8"),

@@ -9,7 +9,7 @@ from cluster import vlaw
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import Context, Versions
 from configs.run import RunConfig, TaskOverrides
-from contracts.types import Provenance, Verdict
+from contracts.types import Label, Provenance, Verdict
 from envs.fake import counting_trajectory
 from replay.store import ReplayStore
 from services.progress import Reporter
@@ -32,6 +32,12 @@ def run(tmp_path):
     nan = float("nan")
     store.add_verdicts([*verdicts, Verdict("imagined-1-erase-00001", nan, nan, 1, "boom")])
     store.close()
+    real = ReplayStore.create_or_open(tmp_path / "stores" / "real")
+    for k, success in enumerate((True, False, True)):
+        made_by = Provenance(f"real-1-book-{k:05d}", "real", "book", iteration=1, seed=k)
+        label = Label(made_by.trajectory_id, success, "simulator", "")
+        real.add(counting_trajectory(made_by, 12), label)
+    real.close()
     config = RunConfig(task={"book": TaskOverrides(), "erase": TaskOverrides()})
     console = Console(file=io.StringIO(), width=200)
     with Reporter(tmp_path, console) as reporter:
@@ -45,11 +51,14 @@ def test_the_task_that_has_none_is_refused_and_the_other_one_is_not(run):
     (reason,) = vlaw.refusals(run, NEWEST).items()
     assert reason[0] == "erase"
     assert reason[1].startswith("D_syn+ holds 0 trajectories with P('yes') > 0.8, fewer than")
+    assert "It has no real success either" in reason[1]
 
 
 def test_too_few_are_as_good_as_none(run):
     run.config.task["book"].min_success = 3
-    assert set(vlaw.refusals(run, NEWEST)) == {"book", "erase"}
+    refused = vlaw.refusals(run, NEWEST)
+    assert set(refused) == {"book", "erase"}
+    assert "Its real successes (2) stay" in refused["book"]
     run.config.task["book"].min_success = 2
     assert set(vlaw.refusals(run, NEWEST)) == {"erase"}
 
@@ -61,3 +70,15 @@ def test_when_no_task_may_update_it_nothing_is_trained(run):
     said = run.reporter.console.file.getvalue()
     assert "policy update refused for erase: D_syn+ holds 0" in said
     assert "no task may update the policy: it stays at v0" in said
+
+
+def test_what_a_refused_task_has_done_stays_among_what_the_shared_policy_learns(run, monkeypatch):
+    """All tasks share one policy: without them it forgot the refused one (9 of 20 to 0 of 20)."""
+    learned = []
+    monkeypatch.setattr(
+        vlaw.learning, "learn", lambda _run, _name, course, *_: learned.append(course) or {}
+    )
+    run.config.task["book"].min_success = 3
+    run.config.task["erase"].alpha = 0.05
+    assert vlaw.improve(run, 1, NEWEST).policy == 1
+    assert learned[0].data == {"real successes": 2, "imagined successes": 1}

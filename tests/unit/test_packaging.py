@@ -15,6 +15,7 @@ LIGHT = [
     "envs.recorded.robot",
     "envs.droid.host",
     "envs.droid.client",
+    "envs.droid.backends.droid_zerorpc",
 ]
 
 

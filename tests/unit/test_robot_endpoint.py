@@ -281,7 +281,7 @@ def test_wrong_addresses_tokens_and_versions_are_one_clear_error():
 
 def nonsense(rng):
     """Messages that are damaged, foreign or out of place, by the seed."""
-    fair = {"number": 1, "ask": "play", "actions": np.zeros((4, 8)), "seen": 0}
+    fair = {"number": 1, "ask": "play", "actions": np.zeros((4, 8)), "seen": 0, "latency_s": 0.1}
     whole = pack(fair)
     wrong = [
         rng.bytes(int(rng.integers(0, 200))),

@@ -11,12 +11,12 @@ import pytest
 from actors.rollout import EpisodeRequest, RolloutActor
 from contracts.constants import VIEWS
 from contracts.types import ActionChunk
-from envs.droid import host, records
+from envs.droid import records
 from envs.droid.client import DroidLabels, DroidRobot
 from envs.droid.host import Settings, arguments, hosting
 from envs.droid.records import EpisodeRecords
-from tests.unit.chromium import Chromium
 from tests.unit.rig import Bench
+from tools.chromium import Chromium
 
 SMALL = ["--backend", "mujoco", "--size", "32x48", "--port", "0", "--console-port", "0"]
 
@@ -198,7 +198,14 @@ def test_a_rig_file_sets_limits_and_knows_no_others(tmp_path):
         settings(tmp_path, "--rig", str(rig))
 
 
-def test_hardware_is_never_driven_without_a_person(tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "SIMULATED", ())
-    with pytest.raises(ValueError, match="needs a person"):
-        settings(tmp_path, "--unattended")
+@pytest.mark.zerorpc
+def test_hardware_is_never_driven_without_a_person(tmp_path):
+    rig = tmp_path / "rig.toml"
+    views = "".join(f"{view} = 'video.mp4'\n" for view in VIEWS)
+    rig.write_text(f"[arm]\naddress = 'tcp://127.0.0.1:1'\n[cameras]\nkind = 'uvc'\n{views}")
+    arm = ["--backend", "droid_zerorpc", "--rig", str(rig), "--unattended"]
+    with (
+        pytest.raises(ValueError, match="needs a person"),
+        hosting(settings(tmp_path, *arm)),
+    ):
+        pass

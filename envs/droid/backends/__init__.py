@@ -5,8 +5,7 @@ from typing import Any
 
 from envs.droid.rig import Arm, Cameras, Scene
 
-BACKENDS = ("mujoco",)
-SIMULATED = ("mujoco",)  # those that may run without a person
+BACKENDS = ("mujoco", "droid_zerorpc", "franky", "panda_py")
 
 
 def open_rig(

@@ -44,6 +44,9 @@ class MujocoRig:
     def hold(self) -> None:
         self._robot.hold()
 
+    def ready(self) -> None:
+        """There is nothing to recover from."""
+
     def frames(self) -> Sequence[Frame]:
         now = self._clock()
         return [Frame(image, now) for image in self._robot.observe().images]

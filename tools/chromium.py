@@ -18,6 +18,7 @@ KEYS = {
     "ArrowLeft": ("ArrowLeft", 37),
     "ArrowRight": ("ArrowRight", 39),
 }
+PAINTED = "new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => go(1))))"
 
 
 class Chromium:
@@ -71,6 +72,12 @@ class Chromium:
     def open(self, address: str) -> None:
         self.send("Page.navigate", url=address)
 
+    def reload(self) -> None:
+        """As F5; what is asked afterwards is asked of the new page."""
+        self.run("window.stale = true")
+        self.send("Page.reload")
+        self.until("!window.stale && document.readyState === 'complete'")
+
     def until(self, script: str, seconds: float = 30) -> Any:
         """Wait until an expression is true in the page, which may still be loading."""
         deadline = time.monotonic() + seconds
@@ -82,6 +89,7 @@ class Chromium:
 
     def click(self, selector: str) -> None:
         """A real click in the middle of an element, which is scrolled into view."""
+        self.run(PAINTED)
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'nearest', behavior: 'instant'});"
@@ -109,6 +117,7 @@ class Chromium:
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.send("Emulation.setDeviceMetricsOverride", mobile=width < 600, **size)
         self.send("Emulation.setTouchEmulationEnabled", enabled=width < 600)
+        self.run(PAINTED)
 
     def picture(self, path: Path) -> None:
         found = self.send("Page.captureScreenshot", format="png")

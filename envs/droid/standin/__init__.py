@@ -1,0 +1,1 @@
+"""A DROID control machine and its cameras without hardware, for tests and rehearsals."""
