@@ -21,7 +21,7 @@ from envs.droid.tick import NoRecord, Planned, Record, Tick
 from envs.safety import FaultError, Guard, Limits
 
 PERIOD_S = 1 / CONTROL_HZ
-CLEAR_S = 10.0  # a library may take seconds to recover an arm
+CLEAR_S = 15.0  # a library may take seconds to recover an arm
 OPEN_S = 60.0
 
 Tell = Callable[[dict[str, Any]], None]  # an answer, or part of one, to whoever asked

@@ -29,6 +29,7 @@ FAULTS = {
     "freeze": "frozen_state",
     "refuse": "command_failed",
     "hang": "rig",
+    "drop": "rig",
     "camera:wrist": "stale_frame",
 }
 
@@ -264,6 +265,22 @@ def test_a_fault_over_there_ends_the_episode_and_leaves_a_held_arm(standin, faul
         time.sleep(0.3)
         assert_stands(standin)
         assert driven.fault(), "only a person clears it"
+
+
+@pytest.mark.zerorpc
+def test_a_controller_that_starts_slowly_is_waited_for_before_anything_moves(standin):
+    """At the host's start and when a fault is cleared; with timeout_s it would be a fault."""
+    standin.link.call("fail", "drop")
+    with driving(standin) as driven:
+        assert driven.fault() == ""
+        driven.control.stop()
+        wait(driven.fault)
+        standin.link.call("fail", "drop")
+        driven.control.clear()
+        assert driven.fault() == ""
+        driven.begin()
+        time.sleep(0.5)
+        assert driven.fault() == ""
 
 
 @pytest.mark.zerorpc

@@ -4,10 +4,10 @@ Nothing is changed over there. Source:
 ``droid/franka/robot.py`` and ``scripts/server/run_server.py``
 of DROID's public repository.
 
-Whether a controller runs cannot be asked: ``FrankaRobot`` shows neither that nor an error code. The
-first command of DROID's server starts the impedance controller where none runs, and it may answer
-late meanwhile: that is a fault, which a person clears. What can be seen is checked before the first
-command: that the robot was launched, and that its clock goes on.
+Whether a controller runs cannot be asked: ``FrankaRobot`` shows neither that nor an error code. A
+command to DROID's server starts the impedance controller where none runs, and is answered seconds
+later. So the first one is a hold that may take its time: when the host opens, and when a person has
+cleared a fault, since polymetis drops its controller in one.
 """
 
 import re
@@ -29,6 +29,7 @@ from envs.droid.rig import Arm, ArmReading, Cameras, Scene
 OPEN_S = 5.0  # for calls before anything moves: finding the machine may take a while
 LAUNCH_S = 60.0  # per call; DROID's sleep 5 s and start processes
 CLOCK_S = 1.0  # within which the arm's clock must have gone on; it does so every ms
+START_S = 10.0  # for a controller to start; DROID waits for at most 5 s
 LAY_S = 60.0  # stand-in: a scene is compiled at its first use
 NOTHING = [0.0] * (NUM_JOINTS + 1)
 
@@ -100,6 +101,7 @@ class ZerorpcArm:
                     "launch = true in [arm]"
                 )
             time.sleep(0.01)
+        self.ready()
 
     def read(self) -> ArmReading:
         """The newest state. Raises OSError when the control machine does not answer."""
@@ -120,13 +122,18 @@ class ZerorpcArm:
         self._owes_hold = False
 
     def ready(self) -> None:
-        """polymetis' controller starts by itself at the first command."""
+        """Raises OSError when the control machine does not answer."""
+        self._command(NOTHING, "velocity", START_S)
+        self._owes_hold = False
 
     def close(self) -> None:
         self._link.close()
 
-    def _command(self, action: list[float], gripper_space: str) -> Any:
-        return self._link.call("update_command", action, "joint_velocity", gripper_space, False)
+    def _command(
+        self, action: list[float], gripper_space: str, timeout_s: float | None = None
+    ) -> Any:
+        given = (action, "joint_velocity", gripper_space, False)
+        return self._link.call("update_command", *given, timeout_s=timeout_s)
 
     def _ask(self, method: str) -> Any:
         """Before anything moves."""

@@ -15,7 +15,8 @@ from envs.droid.standin.physics import Physics
 
 GRIPPER_STEP = 0.25  # what a gripper velocity of 1.0 asks for in one tick (DROID)
 LAUNCH_S = 0.5  # DROID's own takes 5 s
-FAULTS = ("freeze", "refuse", "hang", "cold", *(f"camera:{view}" for view in VIEWS))
+LOAD_S = 0.5  # of the impedance controller, at the first command
+FAULTS = ("freeze", "refuse", "hang", "cold", "drop", *(f"camera:{view}" for view in VIEWS))
 
 Sleep = Callable[[float], None]
 Action = dict[str, Any]
@@ -26,7 +27,7 @@ class Franka:
 
     def __init__(self, physics: Physics, sleep: Sleep) -> None:
         self._physics, self._sleep = physics, sleep
-        self._refusing = self._hanging = self._cold = False
+        self._refusing = self._hanging = self._cold = self._loaded = False
 
     def launch_controller(self) -> None:
         self.kill_controller()
@@ -38,7 +39,7 @@ class Franka:
 
     def kill_controller(self) -> None:
         """The state's clock stands still from now on."""
-        self._physics.frozen = True
+        self._physics.frozen, self._loaded = True, False
 
     def update_command(
         self,
@@ -73,6 +74,9 @@ class Franka:
         self._answer()
         if cartesian_noise is not None:
             raise ValueError("the stand-in takes no cartesian_noise")
+        if not self._loaded:
+            self._sleep(LOAD_S)
+            self._loaded = True
         sim = self._physics.sim
         present = sim.data.qpos[:NUM_JOINTS].copy()
         joints = np.asarray(command, np.float64)
@@ -158,7 +162,8 @@ class StandIn(Franka):
 
     def fail(self, fault: str, on: bool = True) -> None:
         """Begin or end one of ``FAULTS``: the state's clock stands still; commands are not taken;
-        nothing is answered; ``launch_robot`` has never run; a camera is gone.
+        nothing is answered; ``launch_robot`` has never run; the controller is dropped, so that the
+        next command starts it; a camera is gone.
 
         Raises:
             ValueError: there is no such fault.
@@ -174,6 +179,8 @@ class StandIn(Franka):
             self._hanging = on
         elif kind == "cold":
             self._cold = on
+        elif kind == "drop":
+            self._loaded = not on
         else:
             self._physics.dropped[VIEWS.index(view)] = on
 
