@@ -1,5 +1,6 @@
 """The policy acts inside the world model: groups of slots, refilled from a work queue."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from contracts.protocols import Policy, PoseAdapter, TrajectoryWriter, WorkQueue
 from contracts.seeds import fold
 from contracts.types import ActionChunk, WorkItem
 
+HEARTBEAT_S = 0.25  # leases last a second or more
 ADAPTER_TICKS = (
     15  # Ctrl-World's adapter is an MLP over 15 velocities; later ones are never executed
 )
@@ -172,6 +174,7 @@ class _Group:
         self._dreams: list[Dream] = []
         self._storing: dict[str, Future[None]] = {}
         self._accounted = 0.0  # seconds of this round that are no host work
+        self._beaten = -math.inf  # when the queue was last told what is under way
 
     def work(self) -> None:
         try:
@@ -206,8 +209,9 @@ class _Group:
         if free := self._slots - len(self._dreams):
             self._dreams += [self._start(item) for item in shift.queue.take(shift.worker, free)]
         held = [*(dream.id for dream in self._dreams), *self._storing]
-        if held:
+        if held and (free or self._clock() - self._beaten >= HEARTBEAT_S):
             shift.queue.heartbeat(shift.worker, held)
+            self._beaten = self._clock()
 
     def _stored(self, wait_for: int) -> None:
         """Raise what the store raised; wait while more than ``wait_for`` trajectories are to be

@@ -87,7 +87,7 @@ def main() -> None:
     shares = ClusterConfig(num_cpus=10, object_store_mb=400, dashboard=False)
     with session(RunConfig(task={"book": TaskOverrides()}, cluster=shares), ["book"]):
         print("idle share of one device, 192x320 frames, 20 chunks a trajectory, stored")
-        for chunk_s, policy_s, count in ((0.3, 0.06, 6), (0.03, 0.01, 40)):
+        for chunk_s, policy_s, count in ((0.3, 0.06, 10), (0.03, 0.01, 150)):
             for groups in (1, 2):
                 settings = ImaginationConfig(slots=groups, max_chunks=20, groups=groups)
                 work = partial(items, count, 192, 320)

@@ -1,5 +1,6 @@
 """What runs inside the processes that imagine and score: built there, from the run's config."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def dreamers(config: RunConfig, policy: Checkpoint, world_model: Checkpoint) -> 
     )
 
 
+SWITCH_S = 0.0005  # the group whose turn it is does not wait 5 ms for the interpreter
+
+
 class ImaginationProcess:
     """Policy and world model on one GPU share. ``name`` is how its queue knows it."""
 
@@ -50,6 +54,7 @@ class ImaginationProcess:
         queue.hello(name)
         self._name, self._queue = name, queue
         torch.set_num_threads(1)
+        sys.setswitchinterval(SWITCH_S)
         self._worker = ImaginationWorker(build(), settings, meter=RayMeter())
 
     def run(self, sink: TrajectoryWriter) -> ImaginationStats:

@@ -53,7 +53,8 @@ class WaitingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WaitingWorldModel:
-    """Frames that hold the seed and the chunk, after ``seconds`` as if a device computed them."""
+    """Frames that hold the seed and the chunk, after ``seconds`` in all, as if a device computed
+    them and brought them to the host."""
 
     seconds: float = 0.0
     trap: Trap | None = None
@@ -68,13 +69,14 @@ class WaitingWorldModel:
     ) -> UInt8[np.ndarray, "slot 4 3 height width 3"]:
         while self.gate is not None and not self.gate.exists():
             time.sleep(0.05)
-        time.sleep(self.seconds)
+        ready = time.perf_counter() + self.seconds
         frames = np.zeros((len(slots), NEW_FRAMES, *slots[0]["shape"]), np.uint8)
         for frame, slot in zip(frames, slots, strict=True):
             if self.trap is not None and slot["chunk"]:
                 self.trap.step_on(slot["seed"])
             frame[..., 0], frame[..., 1] = slot["seed"] % 256, slot["chunk"]
             slot["chunk"] += 1
+        time.sleep(max(0.0, ready - time.perf_counter()))
         return frames
 
 

@@ -366,10 +366,21 @@ class Book(TaskQueue):
             self.heard_twice.set()
 
 
-def test_the_queue_hears_of_every_chunk():
+@pytest.mark.parametrize(("chunk_s", "times"), [(1.0, 8), (0.1, 3), (0.0, 1)])
+def test_the_queue_hears_of_every_chunk_but_not_more_often_than_it_matters(chunk_s, times):
+    now = [0.0]
+
+    class Slow(NoisyPolicy):
+        def act(self, observations, seeds):
+            now[0] += chunk_s
+            return super().act(observations, seeds)
+
     queue = Book(items(2))
-    make(NoisyPolicy(), 2, 3).run("w", queue, Shelf())
-    assert queue.held[:3] == [["dream-0", "dream-1"]] * 3
+    worker = make(Slow(), 2, 8)
+    worker.clock = lambda: now[0]
+    worker.run("w", queue, Shelf())
+    assert queue.held[:times] == [["dream-0", "dream-1"]] * times
+    assert len(queue.held) <= times + 1  # once more while they are stored
 
 
 def test_what_is_still_to_be_stored_is_held():
