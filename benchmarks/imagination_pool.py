@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import ray
+from ray._private.internal_api import node_stats
 
 from actors.imagination import Models
 from cluster.checkpoints import CheckpointFolder
@@ -26,6 +28,7 @@ from cluster.handles import answer, end, start
 from cluster.pool import TaskPool
 from cluster.session import session
 from configs.run import ClusterConfig, ImaginationConfig, RunConfig, TaskOverrides
+from contracts.constants import NEW_FRAMES
 from contracts.types import StartState, WorkItem
 from models.fake import StillAdapter, WaitingPolicy, WaitingWorldModel, no_kinematics
 from services.progress import Reporter
@@ -80,12 +83,39 @@ def measure(
     return seconds, 1 - calls * waits[0] / (seconds * workers)
 
 
+def created() -> tuple[int, int]:
+    """Objects and bytes that this machine's object store has ever held."""
+    (node,) = ray.nodes()
+    address, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+    found = node_stats(address, port, include_memory_info=False).store_stats
+    return found.cumulative_created_objects, found.cumulative_created_bytes
+
+
+def copies() -> None:
+    """How often a frame is copied through the object store on its way to the disk."""
+    count, height, width, chunks = 20, 192, 320, 20
+    settings = ImaginationConfig(slots=2, max_chunks=chunks, groups=2)
+    before = created()
+    measure(settings, partial(items, count, height, width), (0.03, 0.01), 1)
+    objects, size = (after - old for after, old in zip(created(), before, strict=True))
+    frames = count * (1 + NEW_FRAMES * chunks) * 3 * height * width * 3
+    print(
+        f"object store, {chunks} chunks a trajectory: {objects / count / chunks:.3f} objects a "
+        f"chunk, every frame copied {size / frames:.2f} times"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    counts = parser.parse_args().workers
+    parser.add_argument("--copies", action="store_true", help="only those of the object store")
+    given = parser.parse_args()
+    counts = given.workers
     shares = ClusterConfig(num_cpus=10, object_store_mb=400, dashboard=False)
     with session(RunConfig(task={"book": TaskOverrides()}, cluster=shares), ["book"]):
+        copies()
+        if given.copies:
+            return
         print("idle share of one device, 192x320 frames, 20 chunks a trajectory, stored")
         for chunk_s, policy_s, count in ((0.3, 0.06, 10), (0.03, 0.01, 150)):
             for groups in (1, 2):
