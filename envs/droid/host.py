@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from contracts import panda
 from contracts.constants import CONTROL_HZ, VIEWS
 from envs.droid.backends import BACKENDS, open_rig
 from envs.droid.console.pictures import jpegs
@@ -29,14 +30,25 @@ from envs.droid.rig import Arm, Cameras, Scene
 from envs.droid.serving import in_thread
 from envs.safety import Limits
 
+TABLES = ("limits", "arm", "cameras", "calibration")  # of the rig's file
 GREETING = "DROID host: the arm is held; Ctrl-C holds it and ends"
+GAINS = {  # of DROID's impedance law, under which every backend drives
+    "joint_stiffness": panda.JOINT_STIFFNESS.tolist(),
+    "joint_damping": panda.JOINT_DAMPING.tolist(),
+    "cartesian_stiffness": panda.CARTESIAN_STIFFNESS.tolist(),
+    "cartesian_damping": panda.CARTESIAN_DAMPING.tolist(),
+}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m envs.droid.host", description=__doc__)
     add = parser.add_argument
     add("--backend", choices=BACKENDS, required=True, help="what to drive")
-    add("--rig", type=Path, help="TOML file: [limits], [arm], [cameras] (docs/robot.md)")
+    add(
+        "--rig",
+        type=Path,
+        help="TOML file: [limits], [arm], [cameras], [calibration] (docs/robot.md)",
+    )
     add("--size", default="192x320", help="of the stored views, height x width; as robot.height")
     add("--host", default="127.0.0.1", help="where the run connects; others need --token-file")
     add("--port", type=int, default=8090, help="0 takes a free one")
@@ -68,8 +80,8 @@ class Settings:
             table = tomllib.loads(_text("--rig", wanted.rig))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"--rig {wanted.rig} is no TOML: {error}") from error
-        if unknown := sorted(set(table) - {"limits", "arm", "cameras"}):
-            raise ValueError(f"{wanted.rig}: [{unknown[0]}] is unknown; limits, arm, cameras")
+        if unknown := sorted(set(table) - set(TABLES)):
+            raise ValueError(f"{wanted.rig}: [{unknown[0]}] is unknown; {', '.join(TABLES)}")
         limits = dict(table.get("limits", {}))
         if wanted.speed is not None:
             limits["speed"] = wanted.speed
@@ -100,7 +112,9 @@ def hosting(settings: Settings) -> Iterator[tuple[str, str, Control]]:
         if wanted.unattended and scene is None:
             raise ValueError("--unattended is for simulations: an arm needs a person beside it")
         facts = _facts(settings, arm, cameras, scene)
-        record = EpisodeRecords(wanted.records, facts | {"limits": asdict(settings.limits)})
+        kept = {"limits": asdict(settings.limits), "gains": GAINS}
+        kept["calibration"] = settings.table.get("calibration", {})  # whatever the lab writes there
+        record = EpisodeRecords(wanted.records, facts | kept)
         stack.callback(record.close)
         if wanted.unattended:
             assert scene is not None

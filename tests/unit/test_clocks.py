@@ -12,6 +12,7 @@ MAY_TELL_THE_TIME = {  # they write it down for people; nothing is computed from
     "cluster/judging.py": 1,  # replay.json: created
     "cluster/live.py": 1,  # when the page was written
     "envs/droid/desk.py": 1,  # when a person said what
+    "envs/droid/standin/physics.py": 2,  # what the control machine it stands for writes down
     "services/audit_labels.py": 1,  # likewise
     "services/board.py": 1,  # how old the numbers are that a person looks at
 }

@@ -21,7 +21,13 @@ from tools.chromium import Chromium
 SMALL = ["--backend", "mujoco", "--size", "32x48", "--port", "0", "--console-port", "0"]
 
 
-CROWDED = "[limits]\nlate_s = 5\nclock_jump_s = 60\n"  # tests beside it take the processor away
+CROWDED = """
+[limits]  # tests beside it take the processor away
+late_s = 5
+clock_jump_s = 60
+[calibration]
+wrist = [0.1, 0.2]
+"""
 
 
 def settings(tmp_path, *more):
@@ -73,6 +79,12 @@ def test_without_a_person_an_episode_is_judged_by_the_simulator_and_every_tick_i
     assert (np.diff(rows["tick"]) == 1).all()
     told = json.loads((folder / "episode.json").read_text())
     assert (told["ending"], told["ticks_not_recorded"]) == ("timeout", 0)
+    assert (told["rig"]["backend"], told["rig"]["simulated"]) == ("mujoco", True)
+    assert told["rig"]["calibration"] == {"wrist": [0.1, 0.2]}
+    assert told["rig"]["gains"]["joint_stiffness"] == [40, 30, 50, 25, 35, 25, 10]
+    plans = rows["chunk"][sent], rows["row_in_chunk"][sent]
+    assert list(zip(*plans, strict=True)) == [(k // 12, k % 12) for k in range(15)]
+    assert (rows["query_latency_ms"][sent] > 0).all()
     for view in VIEWS:
         with av.open(str(folder / f"{view}.mp4")) as film:
             assert sum(1 for _ in film.decode(video=0)) == len(rows["tick"])
