@@ -174,7 +174,7 @@ class Control:
         try:
             for part in parts:  # in simulation both are one
                 part.open()
-        except Exception as error:
+        except Exception as error:  # told to whoever waits in ``wait_until_open``
             self._why_not = f"the rig cannot be opened: {error}"
             log.debug("the rig cannot be opened", exc_info=True)
         self._opened.set()

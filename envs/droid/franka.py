@@ -4,6 +4,7 @@ loop: ``backends/franky.py`` and ``backends/panda_py.py`` are the libraries.
 The law of the 15 Hz tick is DROID's: the target is the measured posture plus 0.2 rad x velocity.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -146,14 +147,37 @@ class FrankaArm:
         self._told = False
 
     def close(self) -> None:
-        self._driver.close()
-        self._gripper.close()
+        try:
+            self._driver.close()  # raises what stopped the arm, if that was no person
+        finally:
+            self._gripper.close()
 
     def _controlled(self) -> FrankaReading:
         found = self._driver.read()
         if found.stopped:
             raise OSError(f"nothing controls the arm: {found.stopped}")
         return found
+
+
+def library(name: str, backend: str, package: str) -> Any:
+    """A driver's module. Raises ValueError saying how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"--backend {backend} needs {package} ({error}): run pip install '.[{backend}]'"
+        ) from error
+
+
+def reached(connect: Callable[[str], Any], address: str) -> Any:
+    """What a library has for a connected arm. Raises OSError naming what to do in Desk."""
+    try:
+        return connect(address)
+    except Exception as error:  # libfranka's own kinds, which differ between its versions
+        raise OSError(
+            f"no Franka answers at {address} ({error}): unlock the joints, activate FCI in Desk, "
+            "and check [arm] address"
+        ) from error
 
 
 def open_franka(

@@ -1,6 +1,7 @@
 """Arms that the host drives by itself: against the published libraries' own classes where these
 need no arm, and a gripper that speaks Modbus over a real pseudo-terminal."""
 
+import importlib
 import inspect
 import os
 import threading
@@ -111,6 +112,20 @@ def test_a_reflex_is_a_fault_and_only_a_person_starts_the_controller_again(drive
     assert len(driver.aims) == before  # to be able to move is not to move
 
 
+def test_the_gripper_is_let_go_whatever_the_driver_says_at_its_end(driven, monkeypatch):
+    _, driver, arm = driven
+    closed = []
+
+    def fails():
+        raise RuntimeError("joint_reflex")
+
+    monkeypatch.setattr(driver, "close", fails)
+    monkeypatch.setattr(arm._gripper, "close", lambda: closed.append(True))
+    with pytest.raises(RuntimeError, match="joint_reflex"):
+        arm.close()
+    assert closed
+
+
 def test_frankys_own_classes_take_what_they_are_given(monkeypatch):
     franky = pytest.importorskip("franky")
     accepted = set(inspect.signature(franky.JointImpedanceTracker.__init__).parameters)
@@ -210,7 +225,7 @@ def test_without_the_library_it_says_how_to_install_it(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(franky_backend.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"pip install '\.\[franky\]'"):
         franky_backend.FrankyDriver("172.16.0.2")
     with pytest.raises(ValueError, match=r"pip install '\.\[panda_py\]'"):

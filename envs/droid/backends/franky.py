@@ -6,7 +6,6 @@ others are in that project's own index. Set Desk's end effector to identity: fra
 the end effector, polymetis' of the flange. **Never run with an arm.**
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from contracts.panda import (
     JOINT_LOW,
     JOINT_STIFFNESS,
 )
-from envs.droid.franka import FrankaReading, open_franka
+from envs.droid.franka import FrankaReading, library, open_franka, reached
 from envs.droid.rig import Arm, Cameras, Scene
 
 # Both arms' ranges, less 0.1 rad of an FR3's: whichever is tighter.
@@ -44,25 +43,14 @@ class FrankyDriver:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError saying how to install franky."""
-        try:
-            self._franky: Any = importlib.import_module("franky")
-        except ImportError as error:
-            raise ValueError(
-                f"--backend franky needs franky-control ({error}): run pip install '.[franky]'"
-            ) from error
+        self._franky: Any = library("franky", "franky", "franky-control")
         self._address = address
         self._robot: Any = None
         self._tracker: Any = None
 
     def connect(self) -> None:
         """Raises OSError naming what to do in Franka's Desk."""
-        try:
-            self._robot = self._franky.Robot(self._address)
-        except Exception as error:  # libfranka's own kinds, which differ between its versions
-            raise OSError(
-                f"no Franka answers at {self._address} ({error}): unlock the joints, activate FCI "
-                "in Desk, and check [arm] address"
-            ) from error
+        self._robot = reached(self._franky.Robot, self._address)
 
     def control(self) -> None:
         if self._robot.has_errors and not self._robot.recover_from_errors():

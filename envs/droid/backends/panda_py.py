@@ -6,7 +6,6 @@ the joints is lost, so motions differ more from DROID's than under franky. PyPI'
 Panda arms from system 4.2.1 on. **Never run with an arm.**
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from contracts.panda import (
     JOINT_LOW,
     JOINT_STIFFNESS,
 )
-from envs.droid.franka import FrankaReading, open_franka
+from envs.droid.franka import FrankaReading, library, open_franka, reached
 from envs.droid.rig import Arm, Cameras, Scene
 
 
@@ -33,26 +32,15 @@ class PandaPyDriver:
 
     def __init__(self, address: str) -> None:
         """Raises ValueError saying how to install panda-py."""
-        try:
-            self._library: Any = importlib.import_module("panda_py")
-            self._controllers: Any = importlib.import_module("panda_py.controllers")
-        except ImportError as error:
-            raise ValueError(
-                f"--backend panda_py needs panda-python ({error}): run pip install '.[panda_py]'"
-            ) from error
+        self._library: Any = library("panda_py", "panda_py", "panda-python")
+        self._controllers: Any = library("panda_py.controllers", "panda_py", "panda-python")
         self._address = address
         self._panda: Any = None
         self._controller: Any = None
 
     def connect(self) -> None:
         """Raises OSError naming what to do in Franka's Desk."""
-        try:
-            self._panda = self._library.Panda(self._address)
-        except Exception as error:  # libfranka's own kinds, which differ between its versions
-            raise OSError(
-                f"no Franka answers at {self._address} ({error}): unlock the joints, activate FCI "
-                "in Desk, and check [arm] address"
-            ) from error
+        self._panda = reached(self._library.Panda, self._address)
 
     def control(self) -> None:
         self._panda.recover()
