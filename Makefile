@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+# a worker that dies or a test that hangs ends the run and is named, instead of being tried again
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 \
+	--max-worker-restart=0 --timeout=900
 
 .PHONY: run test test-long lint base robot-rehearsal benchmark setup tools clean
 

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from replay.store import ReplayStore
 
-pytestmark = [pytest.mark.long, pytest.mark.ray]
+pytestmark = [pytest.mark.long, pytest.mark.ray, pytest.mark.timeout(2400)]  # one long fixture
 
 STOPPED = "stopped; the same command continues where it stopped"
 
