@@ -1,7 +1,7 @@
 """Stages that touch the robot: demonstrations, real rollouts, evaluation."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.rollout import EpisodeRequest
@@ -60,7 +60,8 @@ def _script(
     with run.reporter.stage(name, len(wanted), "episodes") as bar:
         bar.begin_with(len(wanted) - len(missing))
         if missing:
-            _on_robots(run, (DemonstrationProcess, run.config.robot), missing, store, bar)
+            robot = (DemonstrationProcess, run.config.robot)
+            on_robots(run, robot, _episodes(run, missing, store), bar)
     return _outcomes(run, store, [request.trajectory_id for request in wanted])
 
 
@@ -193,21 +194,37 @@ def _play(
     bar.hold(cluster.worker_gpus)
     try:
         robot = (RobotProcess, config, RemotePolicy(server, policy.version))
-        _on_robots(run, robot, requests, store, bar, server)
+        on_robots(run, robot, _episodes(run, requests, store), bar, server)
     finally:
         end(server)
 
 
-def _on_robots(
-    run: Context,
-    robot: tuple[Any, ...],
-    work: Sequence[Any],
-    store: str,
-    bar: Bar,
-    server: Any = None,
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What robots are to do: ``begin(robot, piece)`` returns the reference to wait for,
+    ``done(piece, result)`` gets what came out."""
+
+    pieces: Sequence[Any]
+    begin: Callable[[Any, Any], Any]
+    done: Callable[[Any, Any], None] = lambda _piece, _result: None
+
+
+def _episodes(run: Context, requests: Sequence[Any], store: str) -> Work:
+    """Each is over when it is stored."""
+
+    def begin(robot: Any, item: Any) -> Any:
+        trajectory, label = robot.collect.options(num_returns=2).remote(item)
+        # The episode travels robot -> store through the object store, never through the driver.
+        return run.replay.add.remote(store, trajectory, label)
+
+    return Work(requests, begin)
+
+
+def on_robots(
+    run: Context, robot: tuple[Any, ...], work: Work, bar: Bar, server: Any = None
 ) -> None:
-    """Give each robot its next episode as soon as its last one is stored. ``robot`` is the class of
-    its process and what it is made from; the policy's ``server`` may still be starting.
+    """Give each robot its next piece of work as soon as its last one is done. ``robot`` is the
+    class of its process and what it is made from; the policy's ``server`` may still be starting.
 
     Only a simulated robot that died is replaced, and its episode played again with its seed. A
     process that drives an arm is never started again by itself: that would be an unasked motion.
@@ -218,10 +235,9 @@ def _on_robots(
     def hire() -> Any:
         return up(start(*robot, **asked, max_restarts=0), "robot", cluster.start_timeout_s)
 
-    def begin(robot: Any, item: Any) -> Any:
-        trajectory, label = robot.collect.options(num_returns=2).remote(item)
-        # The episode travels robot -> store through the object store, never through the driver.
-        return run.replay.add.remote(store, trajectory, label)
+    def ended(piece: Any, result: Any) -> None:
+        work.done(piece, result)
+        bar.advance()
 
     simulated = config.robot.kind == "mujoco"
     advice = "look at the robot's log in the Ray dashboard" if simulated else "look at the robot"
@@ -235,7 +251,7 @@ def _on_robots(
         for one in robots:  # they started beside the server; one that cannot would take work along
             up(one, "robot", cluster.start_timeout_s)
         again = hire if simulated else None
-        spread(robots, work, begin, lambda _item, _new: bar.advance(), stall, again)
+        spread(robots, work.pieces, work.begin, ended, stall, again)
     finally:
         end(*robots)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actors.open_loop import OpenLoop, succeeds
 from actors.rollout import EpisodeRequest, Finished, RolloutActor
 from configs.robot import RobotConfig
 from configs.run import RunConfig
@@ -69,3 +70,13 @@ class DemonstrationProcess:
         name = request.trajectory_id
         trajectory = replace(played, provenance=replace(played.provenance, trajectory_id=name))
         return trajectory, Label(name, success, "simulator")
+
+
+class PhysicsProcess:
+    """A simulated robot that executes what was imagined."""
+
+    def __init__(self, config: RobotConfig) -> None:
+        self._robot = MujocoRobot(config)
+
+    def succeeds(self, plan: OpenLoop) -> bool:
+        return succeeds(self._robot, self._robot.privileged_success, plan)

@@ -1,5 +1,6 @@
 """Gathers everything a run has measured into its report, and prints the results table."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from services.report_data import (
     Sheet,
     StageTime,
     Throughput,
+    Truth,
     Unavailable,
     Version,
 )
@@ -69,6 +71,7 @@ def gather(run: Context, media: bool = True) -> ReportData:
         config=asdict(run.config),
         evaluations=list(_evaluations(run)),
         imagined=[row for i in iterations for row in _imagined(run, i)],
+        truths=[row for i in iterations for row in _truths(run, i)],
         refusals=[row for i in iterations for row in _refusals(run, i)],
         scores=[row for i in iterations for row in _scores(run, i)],
         losses=list(_losses(run, list(iterations))),
@@ -115,6 +118,18 @@ def _imagined(run: Context, i: int) -> Iterator[Imagined]:
             collected["successes"],
             collected["n"],
         )
+
+
+def _truths(run: Context, i: int) -> Iterator[Truth]:
+    found = run.stages.result(f"{i} truth")
+    if found is None:
+        return
+    verdicts = run.reader("imagined").verdicts(reward_version(run, i))
+    for task, answers in found.items():
+        alpha = run.config.for_task(task).alpha
+        counts = Counter((verdicts[name].accepted(alpha), true) for name, true in answers.items())
+        accepted, rejected = (counts[side, True] + counts[side, False] for side in (True, False))
+        yield Truth(i, task, accepted, counts[True, True], rejected, counts[False, True])
 
 
 def _refusals(run: Context, i: int) -> Iterator[Refusal]:

@@ -24,6 +24,7 @@ from cluster.context import CONTROL_VERSION, Context, Versions
 from cluster.imagining import imagine
 from cluster.scoring import score
 from cluster.setup import publish_bases, publish_policy
+from cluster.truth import truth
 
 Results = dict[str, Any]
 
@@ -74,6 +75,8 @@ def inside_the_world_model(run: Context, i: int, newest: Versions) -> Versions:
         newest = judge(run, i, newest)
     stage(f"{i} imagine", lambda: imagine(run, i, newest))
     stage(f"{i} score", lambda: score(run, i, newest))
+    if run.config.robot.kind == "mujoco" and run.config.evaluation.truth != "none":
+        stage(f"{i} truth", lambda: truth(run, i, newest))
     return newest
 
 

@@ -34,6 +34,7 @@ JOBS = (
 WORLD_MODEL_JOBS = ("latents", "export_world_model")  # need neither a policy nor a reward model
 DATA_JOBS = ("export", "statistics", "sizes", "audit")  # need no weights at all
 SINKS = ("tensorboard", "wandb")
+TRUTHS = ("none", "accepted", "all")
 POLICY_JOBS = ("evaluate", "serve")  # need neither a world model nor a reward model
 
 
@@ -136,9 +137,13 @@ class EvaluationConfig:
     episodes: int = 20  # fixed starts per task, never used for training
     seed: int = 1_000_000
     control: bool = True  # also evaluate the same-steps control: fine-tuned on demonstrations only
+    truth: str = (
+        "accepted"  # which imagined trajectories' actions robot=mujoco executes: no lab can
+    )
 
     def __post_init__(self) -> None:
         at_least("evaluation.episodes", self.episodes, 0)
+        one_of("evaluation.truth", self.truth, TRUTHS)
 
 
 @dataclass

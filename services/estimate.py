@@ -5,15 +5,17 @@ from dataclasses import dataclass, fields, replace
 
 from configs.robot import TASKS
 from configs.run import RunConfig
-from contracts.constants import CONTROL_HZ, FRAME_HZ, NEW_FRAMES
+from contracts.constants import CONTROL_HZ, FRAME_HZ, NEW_FRAMES, TICKS_PER_CHUNK
 from services.report_data import Amount
 
 JPEG_BYTES_PER_PIXEL = 0.25  # measured on both the simulated and the recorded views at quality 95
+PHYSICS_TICK_S = 0.0015  # of one simulated tick without pictures, measured
 RESET_S = 30.0  # a person puts the scene back; the paper gives no figure
 KINDS = {  # of stages, by what their names contain; the first that fits
     "train": "training",
     "imagine": "imagination",
     "score": "scoring",
+    "truth": "evaluation",
     "calibration": "scoring",
     "evaluate": "evaluation",
     "replay quality": "evaluation",
@@ -142,6 +144,8 @@ class _Plan:
         yield self.imagination(i)
         imagined = sum(n.imagine for n in self.numbers())
         yield self.scoring(f"{i} score", real + imagined)
+        if config.robot.kind == "mujoco" and config.evaluation.truth != "none":
+            yield self.truth(i)
 
     def numbers(self) -> list:
         return [self.config.for_task(task) for task in self.tasks]
@@ -164,6 +168,13 @@ class _Plan:
     def evaluation(self, name: str) -> Cost:
         counts = [self.config.evaluation.episodes] * len(self.tasks)
         return self.episodes(f"evaluate {name}", counts, self.config.cluster.worker_gpus)
+
+    def truth(self, i: int) -> Cost:
+        """Physics alone, without pictures and policy; of ``accepted``, at most all are executed."""
+        total = sum(n.imagine for n in self.numbers())
+        ticks = total * self.config.imagination.max_chunks * TICKS_PER_CHUNK
+        seconds = ticks * PHYSICS_TICK_S / self.config.robot.count
+        return self.cost(f"{i} truth", total, seconds, 0)
 
     def training(self, stage: str, steps: int) -> Cost:
         rates, cluster = self.rates, self.config.cluster

@@ -69,6 +69,44 @@ class Imagined:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """What one task's imagined actions of one iteration did in the simulator, started alike.
+
+    Counts of trajectories whose actions were executed. ``rejected`` is 0 where only the accepted
+    ones were: then nothing is known of those.
+    """
+
+    iteration: int
+    task: str
+    accepted: int
+    accepted_true: int  # of them, those that reached the goal
+    rejected: int = 0
+    rejected_true: int = 0
+
+    @property
+    def purity(self) -> float:
+        """True share of the executed part of D_syn+; NaN where it is empty."""
+        return self.accepted_true / self.accepted if self.accepted else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Of the purity: Wilson, 95 %."""
+        return wilson(self.accepted_true, self.accepted)
+
+    @property
+    def recall(self) -> float:
+        """Accepted share of what succeeds; NaN where nothing does, or only D_syn+ was executed."""
+        true = self.accepted_true + self.rejected_true
+        return self.accepted_true / true if self.rejected and true else math.nan
+
+    @property
+    def base_rate(self) -> float:
+        """Success of all imagined actions; NaN where only D_syn+ was executed."""
+        n = self.accepted + self.rejected
+        return (self.accepted_true + self.rejected_true) / n if self.rejected else math.nan
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A step that the run declined to take, and why."""
 
@@ -249,6 +287,7 @@ class ReportData:
     promise: str = PROMISE
     evaluations: list[Evaluation] = field(default_factory=list)
     imagined: list[Imagined] = field(default_factory=list)
+    truths: list[Truth] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
     losses: list[LossCurve] = field(default_factory=list)

@@ -21,6 +21,7 @@ from services.calibration import ALL_TASKS, ALPHAS, judgements, purities, thresh
 from services.report_data import Calibration, Evaluation, ReportData
 
 RATES = ("frames_per_second", "trajectories_per_hour")
+TRUTH = ("purity", "interval", "recall", "base_rate")
 
 
 def stages(evaluations: Iterable[Evaluation]) -> list[str]:
@@ -154,6 +155,7 @@ def to_json(data: ReportData) -> dict[str, Any]:
             plain({"missing": row.missing, "accepted_share": row.accepted_share})
             for row in data.imagined
         ],
+        "truths": [plain({name: getattr(row, name) for name in TRUTH}) for row in data.truths],
         "throughput": [
             plain({name: getattr(row, name) for name in RATES}) for row in data.throughput
         ],

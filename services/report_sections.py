@@ -6,7 +6,7 @@ from contracts.statistics import wilson
 from services.calibration import ALL_TASKS
 from services.report_calibration import held_out_labels
 from services.report_charts import histogram, intervals, shares
-from services.report_data import Evaluation, Imagined, ReportData
+from services.report_data import Evaluation, Imagined, ReportData, Truth
 from services.report_html import (
     DASH,
     absent,
@@ -167,7 +167,28 @@ def imagination(data: ReportData) -> str:
         table(
             headers, map(_imagined_cells, data.imagined), [not r.accepted for r in data.imagined]
         ),
+        _truths(data.truths),
     )
+
+
+def _truths(rows: list[Truth]) -> str:
+    """What the simulator says of imagined actions, where it was asked."""
+    if not rows:
+        return ""
+    headers = ("iteration", "task", "accepted", "truly successful", "purity of D_syn+")
+    headers = (*headers, "success of all", "recall")
+    return paragraph(
+        "Imagined actions executed in the simulator from the same starts: a truth that no real lab "
+        "has. Nothing learns from it. Purity is the share of accepted trajectories whose actions "
+        "really succeed; intervals are 95 %, Wilson."
+    ) + table(headers, map(_truth_cells, rows), [not row.accepted for row in rows])
+
+
+def _truth_cells(row: Truth) -> list[str]:
+    between = f"{percent(row.interval.low)} to {percent(row.interval.high)}"
+    purity = f"{percent(row.purity)} <small>{between}</small>" if row.accepted else DASH
+    cells = [str(row.iteration), text(row.task), number(row.accepted), number(row.accepted_true)]
+    return [*cells, purity, percent(row.base_rate), percent(row.recall)]
 
 
 def _imagined_cells(row: Imagined) -> list[str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from cluster.checkpoints import checksum
+from configs.robot import RobotConfig
+from envs.mujoco.robot import MujocoRobot
 from replay.store import ReplayStore
 
 pytestmark = pytest.mark.ray
 
 STAGES = [
     "demonstrations", "evaluate base", "1 collect", "1 train world model", "1 replay quality",
-    "1 calibration", "1 imagine", "1 score", "1 train policy", "evaluate vlaw-1", "train control",
-    "evaluate control",
+    "1 calibration", "1 imagine", "1 score", "1 truth", "1 train policy", "evaluate vlaw-1",
+    "train control", "evaluate control",
 ]  # fmt: skip
 
 
@@ -47,6 +49,28 @@ def test_the_stores_hold_exactly_what_was_asked_for(undisturbed):
     assert sorted(store(undisturbed, "imagined").ids()) == [
         f"imagined-1-book-{k:05d}" for k in range(24)
     ]
+
+
+def test_physics_says_of_every_imagined_trajectory_what_its_actions_do(undisturbed, report):
+    """A robot that executes them itself, from its parent's seed, sees the same."""
+    imagined, real = store(undisturbed, "imagined"), store(undisturbed, "real")
+    told = json.loads((undisturbed / "stages" / "1 truth.json").read_text())["result"]["book"]
+    judged = {name for name, verdict in imagined.verdicts().items() if not verdict.error}
+    assert set(told) == judged
+    robot = MujocoRobot(RobotConfig(height=24, width=40))
+    for name in sorted(told)[:4]:
+        dream = imagined.trajectory(name)
+        robot.reset("book", real.provenance(dream.provenance.parent).seed)
+        open_for = 0
+        for action in dream.actions:
+            robot.step(action)
+            open_for = open_for + 1 if robot.privileged_success() else 0
+            if open_for == 6:
+                break
+        assert told[name] == (open_for > 0)
+    (row,) = report["truths"]
+    assert row["accepted"] + row["rejected"] == len(judged)
+    assert row["accepted_true"] + row["rejected_true"] == sum(told.values())
 
 
 def test_every_policy_is_evaluated_from_the_same_starts(undisturbed):

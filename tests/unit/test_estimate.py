@@ -62,8 +62,8 @@ def test_every_stage_by_hand():
     assert list(costs) == [
         "demonstrations", "evaluate base",
         "1 collect", "1 train world model", "1 train reward", "1 calibration", "1 imagine",
-        "1 score", "1 train policy", "evaluate vlaw-1",
-        "2 collect", "2 train world model", "2 imagine", "2 score", "2 train policy",
+        "1 score", "1 truth", "1 train policy", "evaluate vlaw-1",
+        "2 collect", "2 train world model", "2 imagine", "2 score", "2 truth", "2 train policy",
         "evaluate vlaw-2", "train control", "evaluate control",
     ]  # fmt: skip
     seconds = {stage: c.amount.seconds for stage, c in costs.items()}
@@ -75,6 +75,7 @@ def test_every_stage_by_hand():
     assert seconds["1 calibration"] == 2 * 3 * 0.5 + 10  # half of 6, by two models
     assert seconds["1 imagine"] == 30 * 10 * 2 + 10  # book has one worker, draw is done before
     assert seconds["1 score"] == (6 + 60) * 0.5 + 10
+    assert seconds["1 truth"] == pytest.approx(60 * 120 * 0.0015 / 2 + 10)  # 10 chunks, 2 robots
     assert seconds["2 score"] == (12 + 60) * 0.5 + 10  # D_real has grown
     assert seconds["1 train policy"] == 100 * 3 + 10
     assert seconds["train control"] == 200 * 3 + 10  # as many steps as both iterations

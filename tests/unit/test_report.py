@@ -29,6 +29,7 @@ from services.report_data import (
     Sheet,
     StageTime,
     Throughput,
+    Truth,
     Unavailable,
     Version,
 )
@@ -127,6 +128,7 @@ def example():
             Imagined(1, "book", 120, 41, 77, 2, 24, 40),
             Imagined(1, "stack", 60, 0, 55, 0, 0, 40),
         ],
+        truths=[Truth(1, "book", 41, 30, 77, 10), Truth(1, "stack", 0, 0)],
         refusals=[Refusal(1, "policy update", "stack", "D_syn+ holds 0 of at least 1 successes")],
         scores=score_rows(),
         losses=losses(),
@@ -201,6 +203,9 @@ def test_derived_numbers_by_hand(numbers):
     assert round(base["interval"]["high"], 4) == 0.1611  # 0 of 20, Newcombe 1998
     assert numbers["imagined"][0]["accepted_share"] == 41 / 118
     assert [row["missing"] for row in numbers["imagined"]] == [0, 5]
+    book, stack = numbers["truths"]
+    assert (book["purity"], book["recall"], book["base_rate"]) == (30 / 41, 30 / 40, 40 / 118)
+    assert (stack["purity"], stack["recall"], stack["base_rate"]) == (None, None, None)
     assert numbers["throughput"][0]["frames_per_second"] == 12
     assert numbers["throughput"][0]["trajectories_per_hour"] == 540
     calibration = numbers["calibrations"][0]
