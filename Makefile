@@ -7,7 +7,7 @@ ARGS   ?=
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 \
 	--max-worker-restart=0 --timeout=900
 
-.PHONY: run test test-long lint base robot-rehearsal benchmark setup tools clean
+.PHONY: run test test-long lint base study robot-rehearsal benchmark setup tools clean
 
 run: setup  ## train, imagine, score, improve, evaluate: the whole loop at embedded scale, then the report
 	$(BIN)/python ray_job.py $(ARGS)
@@ -27,6 +27,9 @@ lint: tools
 
 base: setup  ## train the small base models anew from scripted demonstrations (docs/embedded-models.md)
 	$(BIN)/python ray_job.py scale=pretrain task=all $(ARGS)
+
+study: setup  ## the paper's comparison of methods over seeds, many hours (docs/study.md)
+	$(BIN)/python ray_job.py scale=study task=all $(ARGS)
 
 robot-rehearsal: tools  ## the whole way to a real robot, with stand-ins for arm, cameras and person
 	$(BIN)/python benchmarks/robot_rehearsal.py $(ARGS)

@@ -31,12 +31,14 @@ from cluster.placement import big_enough, describe, place, processes
 from cluster.serve import serve
 from cluster.session import is_joined, session
 from cluster.setup import check_bases
+from cluster.study import DONE, study
 from cluster.vlaw import algorithm_1, evaluation_alone
 from configs.run import RunConfig, TaskOverrides
+from configs.study import variant
 from contracts.errors import room
 from contracts.metrics import VERSION
 from services import sizes
-from services.estimate import Cost, Rates, built_in, estimate, given, lines
+from services.estimate import Cost, Rates, built_in, estimate, given, lines, told, total
 from services.progress import Reporter
 from services.replay import ReplayService
 from services.sinks import check_sinks, open_sinks
@@ -54,6 +56,7 @@ ELSEWHERE = (
     "estimate",
     "audit",
     "sinks",
+    "study",
 )  # where and whether it runs, not which
 FIRST_STAGE = {"loop": "base", "evaluate": "policy"}  # jobs that publish base models, and where
 MAY_CHANGE = (  # who works and how many at a time: a trajectory depends on its seed alone
@@ -106,6 +109,23 @@ def run_job(config: RunConfig, cwd: Path) -> None:
 
         export_world_model(config.world_model, folder)
         return
+    if config.job == "study":
+        claim(folder, config)
+        study(config, folder, partial(_loop_of_study, cwd=cwd))
+        return
+    _on_cluster(config, folder, cwd)
+
+
+def _loop_of_study(config: RunConfig, folder: Path, cwd: Path) -> None:
+    """One that is done is only asked whether it had these settings."""
+    claim(folder, config)
+    if not (folder / DONE).exists():
+        _on_cluster(config, folder, cwd)
+
+
+def _on_cluster(config: RunConfig, folder: Path, cwd: Path) -> None:
+    """A job whose processes Ray starts."""
+    tasks = task_names(config)
     _check_start(config, folder)
     costs = expected(config, cwd, tasks) if config.job == "loop" else None
     claim(folder, config)
@@ -269,7 +289,19 @@ def _print_plan(config: RunConfig, cwd: Path, tasks: list[str]) -> None:
     text = f"[bold]{title}[/]\n{describe(place(plan, [node]))}"
     if config.job == "loop":
         text = "\n".join([text, *lines(config, *expected(config, cwd, tasks))])
+    if config.job == "study":
+        text = "\n".join([text, *_study_cost(config, cwd, tasks)])
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def _study_cost(config: RunConfig, cwd: Path, tasks: list[str]) -> Iterator[str]:
+    """One loop of each variant, and all of them for every seed."""
+    seeds, amounts = config.study.seeds, []
+    for name in config.study.variants:
+        costs, _ = expected(variant(config, name, seeds[0]), cwd, tasks)
+        amounts.append(total(cost.amount for cost in costs))
+        yield f"  {name:<18} about {told(amounts[-1])}"
+    yield f"  {f'{len(seeds)} seeds of all':<18} about {told(total(amounts * len(seeds)))}"
 
 
 @contextmanager

@@ -38,6 +38,12 @@ def inside(flag: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{flag}={value} must lie inside ({low:g}, {high:g})")
 
 
+def share(flag: str, value: float) -> None:
+    """Raise ValueError unless 0 <= value <= 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{flag}={value} must lie in [0, 1]")
+
+
 def worker_count(flag: str, value: object) -> None:
     """Raise ValueError unless ``value`` is a positive whole number or ``auto``."""
     number = isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from configs.audit import AuditConfig
-from configs.checks import at_least, has_base, inside, one_of, worker_count
+from configs.checks import at_least, has_base, inside, one_of, share, worker_count
 from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
 from configs.policy import PolicyConfig
@@ -13,6 +13,7 @@ from configs.remote import ServeConfig
 from configs.replay_eval import ReplayEvalConfig
 from configs.reward import RewardConfig
 from configs.robot import TASKS, RobotConfig
+from configs.study import StudyConfig
 from configs.world_model import WorldModelConfig
 
 METHODS = ("vlaw", "filtered_bc")
@@ -30,6 +31,7 @@ JOBS = (
     "statistics",
     "sizes",
     "audit",
+    "study",
 )
 WORLD_MODEL_JOBS = ("latents", "export_world_model")  # need neither a policy nor a reward model
 DATA_JOBS = ("export", "statistics", "sizes", "audit")  # need no weights at all
@@ -100,7 +102,7 @@ class MethodConfig:
         one_of("method.kind", self.kind, METHODS)
         at_least("method.iterations", self.iterations, 1)
         at_least("method.advantage_beta", self.advantage_beta, 0)
-        inside("method.real_share", self.real_share, 0, 1)
+        share("method.real_share", self.real_share)
 
 
 @dataclass
@@ -199,6 +201,7 @@ class RunConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     sinks: list[str] = field(default_factory=list)  # tensorboard, wandb: the numbers go there, too
 
     def __post_init__(self) -> None:
@@ -215,6 +218,20 @@ class RunConfig:
         else:
             self._check_tasks()
         self._check_local_cluster()
+        if self.job == "study":
+            self._check_study()
+
+    def _check_study(self) -> None:
+        if self.robot.kind != "mujoco":
+            raise ValueError(
+                f"job=study plays every method many times over and needs robot=mujoco, not "
+                f"{self.robot.kind}. On a rig, compare two runs: method=vlaw and method=filtered_bc"
+            )
+        if not self.evaluation.episodes or not self.method.update_policy:
+            raise ValueError(
+                "job=study compares policies by their evaluation: give evaluation.episodes=50 and "
+                "method.update_policy=true"
+            )
 
     def _check_bases(self) -> None:
         if self.job in DATA_JOBS:

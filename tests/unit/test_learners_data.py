@@ -68,7 +68,7 @@ def test_policy_windows_begin_at_frames_and_fit_their_picture(tmp_path):
     assert seen == expected
 
 
-@pytest.mark.parametrize(("share", "real"), [(0.5, 16), (0.75, 24), (0.9, 29)])
+@pytest.mark.parametrize(("share", "real"), [(0.0, 0), (0.5, 16), (0.75, 24), (0.9, 29)])
 def test_policy_batch_holds_the_real_share_exactly(tmp_path, share, real):
     """round(0.9 x 32) = 29."""
     true = store_of(tmp_path / "real", [("a", 30, True)])

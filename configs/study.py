@@ -1,0 +1,73 @@
+"""``job=study``: the paper's comparison of methods, as one run per variant and seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from configs.checks import at_least, one_of
+
+if TYPE_CHECKING:
+    from configs.run import RunConfig
+
+
+def _vlaw(config: "RunConfig") -> "RunConfig":
+    return replace(config, method=replace(config.method, kind="vlaw"))
+
+
+def _filtered_bc(config: "RunConfig") -> "RunConfig":
+    return replace(config, method=replace(config.method, kind="filtered_bc"))
+
+
+def _half(config: "RunConfig") -> "RunConfig":
+    """Of every task's own N, too."""
+    tasks = {
+        name: own if own.imagine is None else replace(own, imagine=max(1, own.imagine // 2))
+        for name, own in config.task.items()
+    }
+    numbers = replace(config.each_task, imagine=max(1, config.each_task.imagine // 2))
+    return _vlaw(replace(config, each_task=numbers, task=tasks))
+
+
+def _imagined_only(config: "RunConfig") -> "RunConfig":
+    one = _vlaw(config)
+    return replace(one, method=replace(one.method, real_share=0.0))
+
+
+VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
+    "vlaw": _vlaw,
+    "filtered_bc": _filtered_bc,
+    "vlaw_half": _half,  # Figure 9: half as many imagined trajectories
+    "vlaw_imagined_only": _imagined_only,  # Figure 9: no real data in the policy's batches
+}
+
+
+@dataclass
+class StudyConfig:
+    """Section 5.3 of the paper. Every variant of a seed has the same real budget and starts."""
+
+    variants: list[str] = field(default_factory=lambda: list(VARIANTS))
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of everything but the bases
+    redraws: int = 10_000  # of seeds and starts, for the bootstrap's intervals
+
+    def __post_init__(self) -> None:
+        for name in self.variants:
+            one_of("study.variants", name, VARIANTS)
+        for name in ("variants", "seeds"):
+            chosen = getattr(self, name)
+            if not chosen or len(set(chosen)) != len(chosen):
+                raise ValueError(f"study.{name}={chosen} must name one or more, each once")
+        at_least("study.redraws", self.redraws, 100)
+
+
+def variant(config: "RunConfig", name: str, seed: int) -> "RunConfig":
+    """The settings of one run of the study: a loop, whose trainings follow the seed as well.
+
+    The same-steps control belongs to the first variant alone: it depends on none.
+    """
+    control = config.evaluation.control and name == config.study.variants[0]
+    seeded = {
+        part: replace(getattr(config, part), train=replace(getattr(config, part).train, seed=seed))
+        for part in ("policy", "world_model", "reward")
+    }
+    evaluation = replace(config.evaluation, control=control)
+    return VARIANTS[name](replace(config, job="loop", seed=seed, evaluation=evaluation, **seeded))

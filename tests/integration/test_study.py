@@ -1,0 +1,76 @@
+"""``job=study``: its tables are of what its runs did, and a stop loses no run."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from cluster.study import place_of, write
+from configs.run import EvaluationConfig, MethodConfig, RunConfig, TaskOverrides
+from configs.study import StudyConfig
+from contracts.statistics import wilson
+from replay.store import ReplayStore
+
+pytestmark = pytest.mark.ray
+
+
+def counted(run, policy):
+    """Successes by task, read from the store itself."""
+    found = ReplayStore.open(run / "stores" / "evaluation")
+    labels = {name: found.label(name) for name in found.ids() if f"-{policy}-" in name}
+    return Counter(found.provenance(n).task for n, label in labels.items() if label.success)
+
+
+def test_the_tables_are_of_what_the_runs_did(undisturbed, tmp_path):
+    config = RunConfig(
+        job="study",
+        task={"book": TaskOverrides()},
+        method=MethodConfig(iterations=1),
+        evaluation=EvaluationConfig(episodes=2),
+        study=StudyConfig(variants=["vlaw"], seeds=[0], redraws=100),
+    )
+    (tmp_path / "seed-0").mkdir()
+    place_of(tmp_path, "vlaw", 0).symlink_to(undisturbed)
+    text = write(config, tmp_path).read_text()
+    numbers = json.loads((tmp_path / "study.json").read_text())
+    rows = {row["name"]: row for row in numbers["rows"]}
+    assert list(rows) == ["base", "vlaw-1", "control"]
+    for name, row in rows.items():
+        n = counted(undisturbed, name)["book"]
+        assert [len(grid) for grid in row["success"]["book"]] == [2]
+        assert sum(map(sum, row["success"]["book"])) == n
+        assert f"| {name} | {n}/2 ({wilson(n, 2).low:.0%} to" in text
+    (run,) = numbers["runs"]
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert run["imagined"] == 24
+    assert run["accepted"] == report["imagined"][0]["accepted"]
+    assert run["true"] == report["truths"][0]["accepted_true"]
+    assert [(d["better"], d["worse"]) for d in numbers["differences"]] == [
+        ("vlaw-1", "base"),
+        ("vlaw-1", "control"),
+    ]
+
+
+@pytest.mark.long
+def test_a_study_goes_on_after_a_stop_and_refuses_other_settings(start, loop, events, tmp_path):
+    flags = [*loop, "job=study", "study.variants=[vlaw,filtered_bc]", "study.seeds=[3]"]
+    job = start(tmp_path, *flags)
+    first, second = (place_of(tmp_path, name, 3) for name in ("vlaw", "filtered_bc"))
+    job.when(lambda: len(events(second, "begin")) > 1)
+    job.interrupt()
+    assert job.end() == 1, job.output
+    assert (first / "report.json").exists()
+    assert not (tmp_path / "study.json").exists()
+    done = (first / "events.jsonl").read_text()
+
+    changed = start(tmp_path, *flags, "each_task.rollouts=7")
+    assert changed.end() == 1
+    assert "holds a run with other settings (each_task.rollouts was 6, now 7)" in changed.output
+
+    again = start(tmp_path, *flags)
+    assert again.end() == 0, again.output
+    assert (first / "events.jsonl").read_text() == done  # it was not opened again
+    rows = {row["name"]: row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
+    assert list(rows) == ["base", "vlaw-1", "filtered_bc-1", "control"]
+    for name, run in (("base", first), ("vlaw-1", first), ("filtered_bc-1", second)):
+        assert sum(map(sum, rows[name]["success"]["book"])) == counted(run, name)["book"]
