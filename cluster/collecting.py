@@ -61,7 +61,7 @@ def _script(
         bar.begin_with(len(wanted) - len(missing))
         if missing:
             robot = (DemonstrationProcess, run.config.robot)
-            on_robots(run, robot, _episodes(run, missing, store), bar)
+            on_robots(run, robot, episodes(run, missing, store), bar)
     return _outcomes(run, store, [request.trajectory_id for request in wanted])
 
 
@@ -194,7 +194,7 @@ def _play(
     bar.hold(cluster.worker_gpus)
     try:
         robot = (RobotProcess, config, RemotePolicy(server, policy.version))
-        on_robots(run, robot, _episodes(run, requests, store), bar, server)
+        on_robots(run, robot, episodes(run, requests, store), bar, server)
     finally:
         end(server)
 
@@ -209,7 +209,7 @@ class Work:
     done: Callable[[Any, Any], None] = lambda _piece, _result: None
 
 
-def _episodes(run: Context, requests: Sequence[Any], store: str) -> Work:
+def episodes(run: Context, requests: Sequence[Any], store: str) -> Work:
     """Each is over when it is stored."""
 
     def begin(robot: Any, item: Any) -> Any:

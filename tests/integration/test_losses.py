@@ -16,7 +16,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from cluster.checkpoints import CheckpointFolder
-from cluster.collecting import _on_robots
+from cluster.collecting import episodes, on_robots
 from cluster.context import Context
 from cluster.handles import Stall, answer, cluster_has, end, spread, start, up
 from configs.run import RunConfig, TaskOverrides
@@ -251,13 +251,13 @@ def test_only_a_simulated_robot_is_started_again(run, tmp_path, kind):
     run.config.robot.count = 1
     began = time.monotonic()
     with run.reporter.stage("1 collect", 2, "episodes") as bar:
-        robot = (Robot, tmp_path)
+        robot, work = (Robot, tmp_path), episodes(run, ["a", "b"], "real")
         if kind == "mujoco":
-            _on_robots(run, robot, ["a", "b"], "real", bar)
+            on_robots(run, robot, work, bar)
         else:
             said = r"1 collect: Robot, process \d+ on .*, died. It is not started again by itself: "
             with pytest.raises(StoppedError, match=said + "look at the robot, then run the same"):
-                _on_robots(run, robot, ["a", "b"], "real", bar)
+                on_robots(run, robot, work, bar)
     assert time.monotonic() - began < 60
     stored = ReplayStore.open(tmp_path / "stores" / "real").ids()
     assert stored == (["a", "b"] if kind == "mujoco" else [])
