@@ -31,7 +31,7 @@ from cluster.placement import big_enough, describe, place, processes
 from cluster.serve import serve
 from cluster.session import is_joined, session
 from cluster.setup import check_bases
-from cluster.study import DONE, study
+from cluster.study import is_done, study
 from cluster.vlaw import algorithm_1, evaluation_alone
 from configs.run import RunConfig, TaskOverrides
 from configs.study import variant
@@ -98,7 +98,7 @@ def run_job(config: RunConfig, cwd: Path) -> None:
         _beside(config, folder, cwd)
         return
     tasks = task_names(config)
-    if config.job == "loop":
+    if config.job in ("loop", "study"):
         sizes.check_plan(config)
     if config.dry_run:
         _print_plan(config, cwd, tasks)
@@ -118,8 +118,9 @@ def run_job(config: RunConfig, cwd: Path) -> None:
 
 def _loop_of_study(config: RunConfig, folder: Path, cwd: Path) -> None:
     """One that is done is only asked whether it had these settings."""
-    claim(folder, config)
-    if not (folder / DONE).exists():
+    if is_done(config, folder):
+        claim(folder, config)
+    else:
         _on_cluster(config, folder, cwd)
 
 
@@ -301,7 +302,7 @@ def _study_cost(config: RunConfig, cwd: Path, tasks: list[str]) -> Iterator[str]
         costs, _ = expected(variant(config, name, seeds[0]), cwd, tasks)
         amounts.append(total(cost.amount for cost in costs))
         yield f"  {name:<18} about {told(amounts[-1])}"
-    yield f"  {f'{len(seeds)} seeds of all':<18} about {told(total(amounts * len(seeds)))}"
+    yield f"  {f'all, seeds: {len(seeds)}':<18} about {told(total(amounts * len(seeds)))}"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from services.spent import spent
 from services.stages import Stages, read_json, write_json
 from services.study import Row, Spent, difference, mean_interval, to_markdown
 
-DONE = "report.json"  # the last that a run writes
+REPORT = "report.json"  # the last that a run writes
 Play = Callable[[RunConfig, Path], None]
 
 
@@ -38,6 +38,14 @@ def study(config: RunConfig, folder: Path, play: Play) -> Path:
 
 def place_of(folder: Path, name: str, seed: int) -> Path:
     return folder / f"seed-{seed}" / name
+
+
+def is_done(config: RunConfig, place: Path) -> bool:
+    """Of one loop. A report alone says little: ``job=report`` writes one of half a run, too."""
+    method = config.method
+    last = "control" if config.evaluation.control else f"{method.kind}-{method.iterations}"
+    evaluated = Stages(place / "stages").result(f"evaluate {last}") is not None
+    return evaluated and (place / REPORT).exists()
 
 
 def write(config: RunConfig, folder: Path) -> Path:
@@ -143,7 +151,7 @@ def _spent(place: Path, name: str, seed: int, config: RunConfig) -> Spent:
     def results(stage: str) -> list[dict[str, Any]]:
         return [stages.result(f"{i} {stage}") or {} for i in iterations]
 
-    answers = [row for row in read_json(place / DONE)["truths"]]
+    answers = read_json(place / REPORT)["truths"]
     return Spent(
         name,
         seed,

@@ -13,7 +13,7 @@ from configs.remote import ServeConfig
 from configs.replay_eval import ReplayEvalConfig
 from configs.reward import RewardConfig
 from configs.robot import TASKS, RobotConfig
-from configs.study import StudyConfig
+from configs.study import StudyConfig, check_study
 from configs.world_model import WorldModelConfig
 
 METHODS = ("vlaw", "filtered_bc")
@@ -139,9 +139,7 @@ class EvaluationConfig:
     episodes: int = 20  # fixed starts per task, never used for training
     seed: int = 1_000_000
     control: bool = True  # also evaluate the same-steps control: fine-tuned on demonstrations only
-    truth: str = (
-        "accepted"  # which imagined trajectories' actions robot=mujoco executes: no lab can
-    )
+    truth: str = "accepted"  # whose imagined actions robot=mujoco executes: accepted, all, none
 
     def __post_init__(self) -> None:
         at_least("evaluation.episodes", self.episodes, 0)
@@ -219,19 +217,7 @@ class RunConfig:
             self._check_tasks()
         self._check_local_cluster()
         if self.job == "study":
-            self._check_study()
-
-    def _check_study(self) -> None:
-        if self.robot.kind != "mujoco":
-            raise ValueError(
-                f"job=study plays every method many times over and needs robot=mujoco, not "
-                f"{self.robot.kind}. On a rig, compare two runs: method=vlaw and method=filtered_bc"
-            )
-        if not self.evaluation.episodes or not self.method.update_policy:
-            raise ValueError(
-                "job=study compares policies by their evaluation: give evaluation.episodes=50 and "
-                "method.update_policy=true"
-            )
+            check_study(self)
 
     def _check_bases(self) -> None:
         if self.job in DATA_JOBS:

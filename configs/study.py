@@ -59,6 +59,20 @@ class StudyConfig:
         at_least("study.redraws", self.redraws, 100)
 
 
+def check_study(config: "RunConfig") -> None:
+    """Raise ValueError where the runs of a study could not be compared."""
+    if config.robot.kind != "mujoco":
+        raise ValueError(
+            f"job=study plays every method many times over and needs robot=mujoco, not "
+            f"{config.robot.kind}. On a rig, compare two runs: method=vlaw and method=filtered_bc"
+        )
+    if not config.evaluation.episodes or not config.method.update_policy:
+        raise ValueError(
+            "job=study compares policies by their evaluation: give evaluation.episodes=50 and "
+            "method.update_policy=true"
+        )
+
+
 def variant(config: "RunConfig", name: str, seed: int) -> "RunConfig":
     """The settings of one run of the study: a loop, whose trainings follow the seed as well.
 

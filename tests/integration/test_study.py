@@ -1,11 +1,12 @@
 """``job=study``: its tables are of what its runs did, and a stop loses no run."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
 
-from cluster.study import place_of, write
+from cluster.study import is_done, place_of, write
 from configs.run import EvaluationConfig, MethodConfig, RunConfig, TaskOverrides
 from configs.study import StudyConfig
 from contracts.statistics import wilson
@@ -51,6 +52,16 @@ def test_the_tables_are_of_what_the_runs_did(undisturbed, tmp_path):
     ]
 
 
+def test_a_report_of_half_a_run_makes_no_run_done(undisturbed, tmp_path):
+    config = RunConfig(task={"book": TaskOverrides()}, method=MethodConfig(iterations=1))
+    assert is_done(config, undisturbed)
+    shutil.copy(undisturbed / "report.json", tmp_path)
+    shutil.copytree(undisturbed / "stages", tmp_path / "stages")
+    assert is_done(config, tmp_path)
+    (tmp_path / "stages" / "evaluate control.json").unlink()
+    assert not is_done(config, tmp_path)
+
+
 @pytest.mark.long
 def test_a_study_goes_on_after_a_stop_and_refuses_other_settings(start, loop, events, tmp_path):
     flags = [*loop, "job=study", "study.variants=[vlaw,filtered_bc]", "study.seeds=[3]"]
@@ -72,5 +83,9 @@ def test_a_study_goes_on_after_a_stop_and_refuses_other_settings(start, loop, ev
     assert (first / "events.jsonl").read_text() == done  # it was not opened again
     rows = {row["name"]: row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
     assert list(rows) == ["base", "vlaw-1", "filtered_bc-1", "control"]
+    budget, same = (ReplayStore.open(run / "stores" / "real") for run in (first, second))
+    assert sorted(budget.ids()) == sorted(same.ids())
+    for name in budget.ids():  # the same real episodes, bit by bit
+        assert (budget.trajectory(name).actions == same.trajectory(name).actions).all()
     for name, run in (("base", first), ("vlaw-1", first), ("filtered_bc-1", second)):
         assert sum(map(sum, rows[name]["success"]["book"])) == counted(run, name)["book"]
