@@ -25,8 +25,8 @@ test-long: tools  ## the tests that take minutes each: killed runs, sharded trai
 lint: tools
 	$(BIN)/pre-commit run --all-files
 
-base: setup  ## train the small base models anew from scripted demonstrations (docs/embedded-models.md)
-	$(BIN)/python ray_job.py scale=pretrain task=all $(ARGS)
+base: setup  ## make the small base models anew on a machine with a GPU (docs/embedded-models.md)
+	$(BIN)/python tools/base all $(ARGS)
 
 study: setup  ## the paper's comparison of methods over seeds, many hours (docs/study.md)
 	$(BIN)/python ray_job.py scale=study task=all $(ARGS)

@@ -84,6 +84,6 @@ def base_folder(kind: Kind, setting: str) -> Path | None:
     if not folder.is_dir():
         raise ValueError(
             f"{kind}.checkpoint={setting}: there is no folder {folder}. Give a folder, or "
-            f"{kind}.checkpoint=scratch for fresh weights, or make the base by job=pretrain"
+            f"{kind}.checkpoint=scratch for fresh weights, or make the base by `make base`"
         )
     return folder

@@ -16,7 +16,6 @@ from services.progress import Bar
 from services.serving import PolicyServer
 
 SHOWN = 10  # recordings that cannot be used are named on the terminal, the others in stages/
-PLAY_NOISE = (0.05, 0.1, 0.2, 0.3)  # per tick; experts survive 0.02, from 0.2 on most fail
 
 
 def demonstrations(run: Context) -> dict[str, Any]:
@@ -34,22 +33,6 @@ def demonstrations(run: Context) -> dict[str, Any]:
         for k in range(config.demos.per_task)
     ]
     return _script(run, "demonstrations", wanted, "demos")
-
-
-def play(run: Context) -> dict[str, Any]:
-    """Scripted episodes with noise of several strengths: successes and failures for base models."""
-    config = run.config
-    wanted = [
-        DemonstrationRequest(
-            f"real-1-{task}-{k:04d}",
-            task,
-            fold(config.seed, "play", task, k),
-            PLAY_NOISE[k % len(PLAY_NOISE)],
-        )
-        for task in run.tasks
-        for k in range(config.for_task(task).rollouts)
-    ]
-    return _script(run, "play", wanted, "real")
 
 
 def _script(

@@ -17,7 +17,6 @@ from cluster import (
     judging,
     latents,
     nodes,
-    pretrain,
     summary,
 )
 from cluster.auditing import audit, check_audited
@@ -161,7 +160,6 @@ def _check_start(config: RunConfig, folder: Path) -> None:
 
 
 _STAGED: dict[str, Callable[[Context], object]] = {  # whose page is shown while they run
-    "pretrain": pretrain.base_models,
     "loop": algorithm_1,
     "evaluate": evaluation_alone,
 }
@@ -177,7 +175,7 @@ def _work(run: Context) -> None:
             return
         case "calibrate":
             calibration.job(run)
-        case "pretrain" | "loop" | "evaluate":
+        case "loop" | "evaluate":
             with live_page(run):
                 _STAGED[run.config.job](run)
     summary.write(run)

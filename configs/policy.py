@@ -13,20 +13,16 @@ POLICIES = ("embedded", "pi05", "remote")
 class EmbeddedPolicyConfig:
     """The small flow-matching policy of the embedded scale (docs/embedded-models.md)."""
 
-    width: int = 96
+    width: int = 256
     layers: int = 3
-    heads: int = 4
+    points: int = 32  # places in each view that the instruction's queries look at
     views: list[int] = field(default_factory=lambda: [2])  # wrist view only
-    words: int = 64  # rows of the hashed bag-of-words instruction embedding
+    words: int = 128  # rows of the hashed instruction
+    freeze_encoder: bool = False  # loaded weights: train only what acts on what is seen
 
     def __post_init__(self) -> None:
-        at_least("policy.embedded.layers", self.layers, 1)
-        at_least("policy.embedded.words", self.words, 1)
-        if self.heads < 1 or self.width % self.heads:
-            raise ValueError(
-                f"policy.embedded.width={self.width} must be a multiple of "
-                f"policy.embedded.heads={self.heads}"
-            )
+        for name in ("width", "layers", "points", "words"):
+            at_least(f"policy.embedded.{name}", getattr(self, name), 1)
         if not self.views or set(self.views) - {0, 1, 2}:
             raise ValueError(
                 f"policy.embedded.views={self.views} must name some of the views 0, 1, 2"

@@ -13,7 +13,7 @@ class EmbeddedRewardConfig:
     """A small video classifier with a yes/no head (docs/embedded-models.md)."""
 
     width: int = 32
-    words: int = 64
+    words: int = 128  # rows of the hashed instruction
 
 
 @dataclass

@@ -20,7 +20,6 @@ METHODS = ("vlaw", "filtered_bc")
 JOBS = (
     "loop",
     "replay_eval",
-    "pretrain",
     "report",
     "calibrate",
     "evaluate",
@@ -255,7 +254,7 @@ class RunConfig:
                     f"job={self.job} policy.checkpoint=scratch would use random weights: give "
                     "policy.checkpoint=<folder>"
                 )
-        elif self.job in ("pretrain", "serve"):
+        elif self.job == "serve":
             raise ValueError(
                 f"job={self.job} needs the policy's weights, and those of policy=remote are where "
                 "its server is: choose policy=embedded or policy=pi05"

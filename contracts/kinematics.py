@@ -34,6 +34,35 @@ def link_transforms(
     return found
 
 
+def flange_jacobian(
+    joint_position: Float[np.ndarray, "*batch 7"],
+) -> Float[np.ndarray, "*batch 6 7"]:
+    """Linear [m/rad] and angular velocity of the flange per joint velocity, base frame, float64."""
+    *joints, flange = link_transforms(joint_position)
+    axes = np.stack([link[..., :3, 2] for link in joints], axis=-1)
+    arms = np.stack([flange[..., :3, 3] - link[..., :3, 3] for link in joints], axis=-1)
+    return np.concatenate([np.cross(axes, arms, axis=-2), axes], axis=-2)
+
+
+def flange_frame(
+    joint_position: Float[np.ndarray, "*batch 7"],
+) -> Float[np.ndarray, "*batch 7 7"]:
+    """Matrix from joint velocities to those of the flange and of the elbow, float64.
+
+    Rows 0-5 are the Jacobian; the last is the unit vector of the motion that leaves the flange
+    where it is. That follows the joints without a jump, as the minors of the Jacobian do, so the
+    matrix can be inverted anywhere but at a singular posture.
+    """
+    jacobian = flange_jacobian(joint_position)
+    minors = [
+        (-1) ** joint * np.linalg.det(np.delete(jacobian, joint, axis=-1))
+        for joint in range(jacobian.shape[-1])
+    ]
+    elbow = np.stack(minors, axis=-1)
+    elbow = elbow / np.maximum(np.linalg.norm(elbow, axis=-1, keepdims=True), 1e-9)
+    return np.concatenate([jacobian, elbow[..., None, :]], axis=-2)
+
+
 def _link(row: tuple[float, float, float], theta: np.ndarray) -> np.ndarray:
     """Craig's convention: Rx(alpha) Tx(a) Rz(theta) Tz(d)."""
     a, d, alpha = row

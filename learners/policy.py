@@ -1,6 +1,6 @@
 """Trains the policy by flow matching on successes of D_real and D_syn (Eq. 4, 7)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,6 +133,16 @@ class PolicyData:
     def statistics(self) -> PolicyBatch:
         """A large batch for normalisation, equal in every process."""
         return self._batch(self._draw("policy statistics", 0, STATISTICS_BATCH))
+
+    def all(self, block: int) -> Iterator[PolicyBatch]:
+        """Every window once, in order, ``block`` of them at a time."""
+        numbered = [
+            np.concatenate([np.full((len(windows), 1), part), windows], axis=1)
+            for part, windows in enumerate(self._windows)
+        ]
+        picks = np.concatenate(numbered)
+        for start in range(0, len(picks), block):
+            yield self._batch(picks[start : start + block])
 
     def _draw(self, stream: str, step: int, count: int) -> np.ndarray:
         """(count, 3) rows of part, episode, frame in random order."""

@@ -88,13 +88,15 @@ class ScriptedRobot(RobotEnv, Protocol):
 
 
 def demonstrate(
-    robot: ScriptedRobot, task: str, seed: int, noise: float = 0.0
+    robot: ScriptedRobot, task: str, seed: int, noise: float = 0.0, intended: bool = False
 ) -> tuple[Trajectory, bool]:
     """Run the scripted expert for one episode; returns what was executed and whether it succeeded.
 
     ``noise`` is the standard deviation per tick of autoregressive noise (memory 0.8) on the
-    cartesian velocity; the noisy action is the one recorded. Ends as "done" a few ticks after the
-    expert, or as "timeout" at the task's longest episode. Equal arguments give equal episodes.
+    cartesian velocity. The noisy action is the one recorded, or with ``intended`` what the expert
+    wanted in its place: what a policy should do in states that it would not have come to by itself
+    (DART, Laskey et al. 2017). Ends as "done" a few ticks after the expert, or as "timeout" at the
+    task's longest episode. Equal arguments give equal episodes.
     """
     instruction = robot.reset(task, seed)
     script, sim = robot.script()
@@ -109,9 +111,10 @@ def demonstrate(
             break
         disturbance = NOISE_MEMORY * disturbance + rng.normal(0.0, noise, 6)
         twist = np.clip(wanted[:6] + disturbance, -1.0, 1.0)
-        command = sim.cartesian_to_joint_velocity(np.append(twist, wanted[6]))
-        actions.append(command.astype(np.float32))
-        states.append(robot.step(actions[-1]))
+        command = sim.cartesian_to_joint_velocity(np.append(twist, wanted[6])).astype(np.float32)
+        wish = sim.cartesian_to_joint_velocity(wanted).astype(np.float32)
+        actions.append(wish if intended else command)
+        states.append(robot.step(command))
         if len(actions) % TICKS_PER_FRAME == 0:
             frames.append(robot.observe().images)
     else:

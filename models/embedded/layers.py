@@ -1,7 +1,7 @@
 """Blocks that the embedded models share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -54,50 +54,6 @@ class SpatialAttention(nn.Module):
         return x + self.out(mixed.transpose(2, 3).reshape(x.shape))
 
 
-class Attention(nn.Module):
-    """Multi-head attention of ``x`` to a memory; projections are kept apart so the memory's keys
-    and values are computed once per sampling."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.memory = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def remember(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``tokens``."""
-        key, value = self.memory(tokens).chunk(2, dim=-1)
-        return self._split(key), self._split(value)
-
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        mixed = functional.scaled_dot_product_attention(self._split(self.query(x)), *memory)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class DecoderBlock(nn.Module):
-    """Pre-norm transformer block: self-attention, cross-attention, feed-forward."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm_self, self.norm_cross = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.norm_ff = nn.LayerNorm(width)
-        self.self_attention = Attention(width, heads)
-        self.cross_attention = Attention(width, heads)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width)
-        )
-
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        normed = self.norm_self(x)
-        x = x + self.self_attention(normed, self.self_attention.remember(normed))
-        x = x + self.cross_attention(self.norm_cross(x), memory)
-        return x + self.feed_forward(self.norm_ff(x))
-
-
 def start_at_zero(layer: nn.Module) -> None:
     """Zero a layer's weights, so that the branch it ends contributes nothing at first."""
     for parameter in layer.parameters():
@@ -114,14 +70,19 @@ def waves(
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def grid_waves(height: int, width: int, count: int) -> Float[Tensor, "cells features"]:
-    """Position features of the cells of a height x width grid, row by row, of any size."""
-    y, x = torch.meshgrid(
-        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
-    )
-    return torch.cat(
-        [waves(3.0 * y.flatten(), count, 16.0), waves(3.0 * x.flatten(), count, 16.0)], -1
-    )
+def normal(
+    shape: Sequence[int], generator: torch.Generator, device: torch.device
+) -> Float[Tensor, "..."]:
+    """Standard normal draws on ``device`` that follow from the state of the CPU ``generator``.
+
+    Drawn where they are needed: a CPU would keep a GPU waiting. Other kinds of device draw other
+    numbers.
+    """
+    if device.type == "cpu":
+        return torch.randn(tuple(shape), generator=generator)
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    there = torch.Generator(device).manual_seed(seed)
+    return torch.randn(tuple(shape), generator=there, device=device)
 
 
 def fresh(build: Callable[[], Net], seed: int) -> Net:

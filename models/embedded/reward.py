@@ -14,10 +14,10 @@ from configs.reward import RewardConfig
 from contracts.constants import NO_VERSION, VIEWS
 from contracts.types import Clip, Score
 from models.embedded.augment import random_blur, random_light, random_shift
-from models.embedded.layers import fresh
+from models.embedded.layers import fresh, normal
 from models.embedded.rows import in_groups
 from models.embedded.store import read_checkpoint, write_checkpoint
-from models.embedded.words import bag_of_words
+from models.embedded.words import hashed_words
 from models.interfaces import Batch, RewardBatch
 
 _KIND = "embedded_reward"
@@ -123,7 +123,7 @@ class EmbeddedReward:
         pixels = max(1, frames.shape[2] // 24)
         moved = random_shift(frames.flatten(0, 1), pixels, generator).view_as(frames)
         seen = random_light(random_blur(_centred(moved), generator), _LIGHT, generator)
-        noise = torch.randn(seen.shape, generator=generator).to(seen.device)
+        noise = normal(seen.shape, generator, seen.device)
         logits = self._net(seen + _NOISE * noise, words)
         answers = torch.from_numpy(~batch.success).long().to(logits.device)
         return functional.cross_entropy(logits, answers, reduction="none")
@@ -144,7 +144,7 @@ class EmbeddedReward:
     ) -> tuple[UInt8[Tensor, "batch 15 height width 3"], Float[Tensor, "batch words"]]:
         device = self._net.pixel_mean.device
         frames = torch.from_numpy(np.stack([_moments(clip) for clip in clips]))
-        words = bag_of_words([clip.instruction for clip in clips], self._sizes.words)
+        words = hashed_words([clip.instruction for clip in clips], self._sizes.words)
         return frames.to(device), words.to(device)
 
 

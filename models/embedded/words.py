@@ -1,4 +1,4 @@
-"""Instructions as hashed bags of words."""
+"""Instructions as hashed words, each with and without its place."""
 
 import re
 import zlib
@@ -11,15 +11,17 @@ from torch import Tensor
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-def bag_of_words(instructions: Sequence[str], rows: int) -> Float[Tensor, "batch rows"]:
-    """Row i counts the words of instruction i per CRC-32 bucket, divided by sqrt(word count).
+def hashed_words(instructions: Sequence[str], rows: int) -> Float[Tensor, "batch rows"]:
+    """Row i counts the words of instruction i per CRC-32 bucket, divided by sqrt(2 x word count).
 
-    Case and punctuation do not matter; an empty instruction is all zeros. CRC-32 is the same on
-    every machine, Python's ``hash`` is not. Two words may share a bucket.
+    Every word counts twice: alone, and together with its place, since "red on green" is not "green
+    on red". Case and punctuation do not matter; an empty instruction is all zeros. CRC-32 is the
+    same on every machine, Python's ``hash`` is not. Two words may share a bucket.
     """
     bags = torch.zeros(len(instructions), rows)
     for bag, instruction in zip(bags, instructions, strict=True):
         words = _WORD.findall(instruction.lower())
-        for word in words:
-            bag[zlib.crc32(word.encode()) % rows] += len(words) ** -0.5
+        for place, word in enumerate(words):
+            for token in (word, f"{place} {word}"):
+                bag[zlib.crc32(token.encode()) % rows] += (2 * len(words)) ** -0.5
     return bags

@@ -15,7 +15,7 @@ from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.kinematics import pose_features
 from contracts.types import StartState
 from models.embedded.latents import PatchLatents
-from models.embedded.layers import fresh, waves
+from models.embedded.layers import fresh, normal, waves
 from models.embedded.rows import in_groups, noise_of
 from models.embedded.store import read_checkpoint, stored_sizes, write_checkpoint
 from models.embedded.unet import UNet, UNetSizes
@@ -315,12 +315,13 @@ class _Draws:
         cls, latents: Tensor, cfg: EmbeddedWorldModelConfig, generator: torch.Generator
     ) -> "_Draws":
         count, _, *cell = latents.shape
+        device = latents.device
         log_sigma = torch.randn(count, generator=generator) * cfg.log_sigma_std
-        noise = torch.randn((count, NEW_FRAMES, *cell), generator=generator)
+        noise = normal((count, NEW_FRAMES, *cell), generator, device)
         level = cfg.history_noise * torch.rand(count, 1, 1, 1, 1, generator=generator)
-        known = torch.randn((count, _NOW + 1, *cell), generator=generator)
+        known = normal((count, _NOW + 1, *cell), generator, device)
         sigma = (log_sigma + cfg.log_sigma_mean).exp()
-        return cls(*(draw.to(latents.device) for draw in (sigma, noise, level, known)))
+        return cls(sigma.to(device), noise, level.to(device), known)
 
 
 def _window_batch(batch: Batch) -> WorldModelBatch:

@@ -10,7 +10,7 @@ from models.embedded.augment import random_blur, random_light, random_shift
 from models.embedded.latents import PatchLatents
 from models.embedded.rows import in_groups, noise_of
 from models.embedded.store import read_checkpoint, write_checkpoint
-from models.embedded.words import bag_of_words
+from models.embedded.words import hashed_words
 
 
 def test_codes_are_projections_of_patches_cut_by_hand():
@@ -68,13 +68,20 @@ def test_groups_always_have_the_same_size_and_keep_the_order():
     assert seen == [4] * (1 + 1 + 2 + 3)
 
 
-def test_bags_ignore_case_and_punctuation_and_tell_colours_apart():
-    bags = bag_of_words(["Stack the RED block!", "stack the red block", "stack the blue block"], 64)
+def test_hashed_words_ignore_case_and_punctuation_and_tell_colours_apart():
+    said = ["Stack the RED block!", "stack the red block", "stack the blue block"]
+    bags = hashed_words(said, 64)
     assert torch.equal(bags[0], bags[1])
-    assert float(bags[0].sum()) == pytest.approx(4 / 4**0.5)
-    assert float((bags[0] - bags[2]).abs().sum()) == pytest.approx(2 / 4**0.5)
-    assert float(bag_of_words(["red"], 64)[0, 4200685455 % 64]) == 1.0
-    assert float(bag_of_words([""], 64).abs().sum()) == 0.0
+    assert float(bags[0].sum()) == pytest.approx(8 / 8**0.5)
+    assert float((bags[0] - bags[2]).abs().sum()) == pytest.approx(4 / 8**0.5)
+    assert float(hashed_words(["red"], 64)[0, 4200685455 % 64]) == pytest.approx(0.5**0.5)
+    assert float(hashed_words([""], 64).abs().sum()) == 0.0
+
+
+def test_hashed_words_keep_their_order():
+    bags = hashed_words(["stack red on green", "stack green on red", "stack red on green"], 128)
+    assert torch.equal(bags[0], bags[2])
+    assert float((bags[0] - bags[1]).abs().sum()) == pytest.approx(4 / 8**0.5)
 
 
 def test_a_shift_moves_whole_images_within_its_reach():

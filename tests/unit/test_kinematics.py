@@ -9,12 +9,15 @@ import pytest
 
 from contracts.kinematics import (
     euler_from_rotation,
+    flange_frame,
+    flange_jacobian,
     flange_pose,
     flange_transform,
     pose_features,
     rotation_from_euler,
     world_model_pose,
 )
+from contracts.panda import RESET_JOINTS
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(os.environ.get("DROID_SAMPLE_DIR", ROOT / "../shared/data/droid_sample"))
@@ -96,3 +99,28 @@ def test_another_rig_recorded_it_so_too():
         pose = flange_pose(np.array(episode["joints"])[:, :7])
         assert np.linalg.norm(pose[:, :3] - recorded[:, :3], axis=1).max() < 1e-5, file
         assert turned(pose[:, 3:], recorded[:, 3:6]).max() < 1e-4, file
+
+
+def test_the_jacobian_is_the_derivative_of_the_flange():
+    joints = RESET_JOINTS + np.random.default_rng(1).normal(0, 0.3, (6, 7))
+    jacobian, step = flange_jacobian(joints), 1e-6
+    for joint in range(7):
+        moved = step * np.eye(7)[joint]
+        after, before = flange_transform(joints + moved), flange_transform(joints - moved)
+        linear = (after[:, :3, 3] - before[:, :3, 3]) / (2 * step)
+        np.testing.assert_allclose(jacobian[:, :3, joint], linear, atol=1e-7)
+        turn = (after[:, :3, :3] @ before[:, :3, :3].swapaxes(1, 2)) / (2 * step)
+        spin = np.stack([turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], axis=1)
+        other = np.stack([turn[:, 1, 2], turn[:, 2, 0], turn[:, 0, 1]], axis=1)
+        np.testing.assert_allclose(jacobian[:, 3:, joint], (spin - other) / 2, atol=1e-6)
+
+
+def test_the_last_row_of_the_flange_frame_moves_the_elbow_alone_and_never_jumps():
+    rng = np.random.default_rng(2)
+    joints = RESET_JOINTS + rng.normal(0, 0.3, (6, 7))
+    frame = flange_frame(joints)
+    np.testing.assert_allclose(frame[:, :6] @ frame[:, 6, :, None], 0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(frame[:, 6], axis=-1), 1, atol=1e-12)
+    nearby = flange_frame(joints + rng.normal(0, 1e-3, (6, 7)))
+    assert np.abs(nearby - frame).max() < 0.02
+    assert np.linalg.cond(frame).max() < 100

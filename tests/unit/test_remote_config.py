@@ -50,7 +50,6 @@ def test_a_remote_policy_is_never_trained(run_of):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["policy=remote", "job=pretrain"], "job=pretrain needs the policy's weights"),
         (["policy=remote", "job=serve"], "job=serve needs the policy's weights"),
         (["policy=remote", "policy.checkpoint=/m/pi05"], "policy.checkpoint=/m/pi05 is not read"),
         (["policy=remote", "policy.remote.host=''"], "policy.remote.host=''"),
