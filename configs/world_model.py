@@ -12,7 +12,7 @@ WORLD_MODELS = ("embedded", "ctrl_world")
 class EmbeddedWorldModelConfig:
     """A 2-D EDM UNet on fixed linear patch latents (docs/embedded-models.md)."""
 
-    channels: list[int] = field(default_factory=lambda: [112, 192])
+    channels: list[int] = field(default_factory=lambda: [80, 128])
     blocks: int = 1
     patch: int = 8
     latent: int = 48  # principal components kept of each patch
