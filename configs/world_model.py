@@ -17,7 +17,8 @@ class EmbeddedWorldModelConfig:
     patch: int = 8
     latent: int = 48  # principal components kept of each patch
     sampler_steps: int = 1
-    sigma_max: float = 8.0
+    sigma_max: float = 32.0
+    start_noise: float = 0.25  # share of sigma_max's noise that sampling starts with; 0: the mean
     log_sigma_mean: float = 1.4
     log_sigma_std: float = 1.1
     history_noise: float = 0.3  # at most, on known frames while training, in residual std
@@ -26,6 +27,7 @@ class EmbeddedWorldModelConfig:
         flag = "world_model.embedded"
         at_least(f"{flag}.blocks", self.blocks, 1)
         at_least(f"{flag}.sampler_steps", self.sampler_steps, 1)
+        at_least(f"{flag}.start_noise", self.start_noise, 0)
         if not self.channels or any(width % 8 for width in self.channels):
             raise ValueError(
                 f"{flag}.channels={self.channels} must be multiples of 8: the groups of a norm"

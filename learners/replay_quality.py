@@ -56,7 +56,7 @@ def evaluate_replay(
 def _recording(trajectory: Trajectory, chunks: int, seed: int) -> Recording:
     """As many whole chunks as there are frames for."""
     whole = min(chunks, (len(trajectory.frames) - 1) // NEW_FRAMES)
-    return Recording(_start(trajectory), seed, trajectory.poses, whole * NEW_FRAMES)
+    return Recording(start_of(trajectory), seed, trajectory.poses, whole * NEW_FRAMES)
 
 
 def _quality(trajectory: Trajectory, shown: np.ndarray) -> Float32[np.ndarray, "frame 5"]:
@@ -84,7 +84,8 @@ def _by_second(table: np.ndarray, episodes: int) -> ReplayScores:
     )
 
 
-def _start(trajectory: Trajectory) -> StartState:
+def start_of(trajectory: Trajectory) -> StartState:
+    """Where an imagination of a trajectory begins."""
     return StartState(
         parent=trajectory.id,
         parent_frame=0,

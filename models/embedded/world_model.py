@@ -283,10 +283,14 @@ class EmbeddedWorldModel:
         return known, poses.to(known.device), noise.to(known.device)
 
     def _sample(self, known: Tensor, poses: Tensor, noise: Tensor) -> Tensor:
-        """Euler steps on a geometric ladder of noise levels that ends at zero."""
+        """Euler steps on a geometric ladder of noise levels that ends at zero.
+
+        What a single step leaves of the noise it began with stays in the frames and adds up over
+        chunks; an undertrained denoiser answers best from less noise than the level says.
+        """
         steps, top = self._cfg.sampler_steps, self._cfg.sigma_max
         ladder = [top * (0.05 / top) ** (step / max(steps - 1, 1)) for step in range(steps)]
-        x = noise * top
+        x = noise * (top * self._cfg.start_noise)
         for sigma, below in zip(ladder, [*ladder[1:], 0.0], strict=True):
             level = torch.full((len(x),), sigma, device=x.device)
             clean = self._net.denoise(x, level, known, poses)

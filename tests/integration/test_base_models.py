@@ -75,7 +75,10 @@ def test_the_demonstrations_and_the_encoder_give_the_first_losses_of_the_base_po
     assert told["data"]["demonstrations"] == len(clean)
     policy = EmbeddedPolicy(recipe.policy, recipe.policy.train.seed)
     policy.see_like(EmbeddedPolicy.load(recipe.policy, BASE / "policy", 0))
-    head = networks.head_of(policy, recipe.policy, played, clean)
+    size = (recipe.robot.height, recipe.robot.width)
+    model = load_world_model(recipe.world_model, BASE / "world_model", 0, size)
+    dreamed = networks.Dreamed(played, clean, model)
+    head = networks.head_of(policy, recipe.policy, dreamed, clean)
     seen = []
 
     def on_step(step, loss):
@@ -93,7 +96,7 @@ def test_the_demonstrations_and_the_encoder_give_the_first_losses_of_the_base_po
 @pytest.mark.long
 def test_the_command_makes_and_measures_three_models(tmp_path):
     out = tmp_path / "base"
-    for what in ("play", *KINDS, "measure"):
+    for what in ("play", "world_model", "reward", "policy", "measure"):
         command = [sys.executable, str(TOOL), what, f"out={out}", *TINY]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path

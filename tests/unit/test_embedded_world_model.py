@@ -137,6 +137,19 @@ def test_a_fresh_model_keeps_the_current_frame():
     np.testing.assert_allclose(kept[0], ceiling.repeat(4, 0), atol=0.3)
 
 
+def test_less_noise_at_the_start_leaves_less_of_it_in_the_frames():
+    images, poses = episode(0)
+    left = []
+    for share in (1.0, 0.25, 0.0):
+        model = EmbeddedWorldModel(small(sigma_max=8.0, start_noise=share), SIZE, seed=0)
+        model.fit_statistics(windows(32, seed=1))
+        slot = model.begin(start(images), 0)
+        model.imagine([slot], poses[None, :5])
+        left.append(float((slot.latents[1] - slot.latents[0]).norm()))
+    assert left[1] == pytest.approx(left[0] / 4, rel=1e-3)
+    assert left[2] == pytest.approx(0, abs=1e-6)
+
+
 def test_preconditioning_is_karras_with_unit_data():
     model = EmbeddedWorldModel(small(), SIZE, seed=0)
     with torch.no_grad():

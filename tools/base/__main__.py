@@ -3,7 +3,7 @@
     python tools/base [all | play | policy | world_model | reward | measure | keep]
         [guided=1370] [hydra overrides of scale=pretrain]
 
-Plays scripted episodes on all cores, trains the three models beside each other, measures them and
+Plays scripted episodes on all cores, trains the three models, measures them and
 puts them into models/embedded/base (docs/embedded-models.md). Needs neither Ray nor a replay store:
 this many frames fit decoded into one file, and every learner draws from it.
 """
@@ -79,9 +79,10 @@ def keep(out: Path) -> None:
 def everything(config: RunConfig, out: Path, guided: int, overrides: Sequence[str]) -> None:
     play(config, out, guided)
     command = [sys.executable, str(Path(__file__).parent)]
-    runs = [subprocess.Popen([*command, kind, *overrides]) for kind in MAKE]  # beside each other
-    if any([run.wait() for run in runs]):
-        raise SystemExit("a training failed: see above")
+    for together in (("world_model", "reward"), ("policy",)):  # which learns from dreams as well
+        runs = [subprocess.Popen([*command, kind, *overrides]) for kind in together]
+        if any([run.wait() for run in runs]):
+            raise SystemExit("a training failed: see above")
     judge(config, out)
     keep(out)
 

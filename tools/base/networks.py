@@ -1,7 +1,7 @@
 """How each of the three base models is trained."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from configs.policy import PolicyConfig
 from configs.run import RunConfig
 from configs.training import TrainConfig
+from contracts.protocols import WorldModel
 from learners.audited import RewardSources
 from learners.loop import OnStep, TrainResult, train
 from learners.policy import PolicyData, PolicySources
+from learners.replay_quality import start_of
 from learners.reward import train_reward
 from learners.selection import step_rng
 from learners.world_model import WorldModelSources, train_world_model
@@ -24,9 +26,10 @@ from models.build import load_policy, load_reward, load_world_model
 from models.embedded.augment import random_light
 from models.embedded.policy import LIGHT, EmbeddedPolicy, Windows, centred
 from models.interfaces import Batch
+from models.metrics.replay import Recording, replay
 
 BLOCK = 1024  # windows prepared at once
-LIGHTS = 4  # in which every window is seen before the head learns
+LIGHTS = 4  # in which every window is seen before the head learns, half of them dreamed
 SEEING = 513  # guided episodes per task, of which the encoder sees the successes
 WIDE = (384, 4)  # width and layers of the head that the encoder learns with
 HEAD = TrainConfig(
@@ -85,19 +88,23 @@ class Whole(Resident):
 
 
 class Head(Resident):
-    """The part of a policy that acts, on what its frozen encoders saw in a few lights."""
+    """The part of a policy that acts, on what its frozen encoders saw: real frames in a few lights,
+    and the same moments as the world model shows them."""
 
-    def __init__(self, policy: EmbeddedPolicy, windows: Windows, config: TrainConfig) -> None:
-        super().__init__(policy.module(), len(windows.actions), config)
-        self._policy, self._windows = policy, windows
+    def __init__(
+        self, policy: EmbeddedPolicy, real: Windows, dreamed: Windows, config: TrainConfig
+    ) -> None:
+        super().__init__(policy.module(), len(real.actions), config)
+        self._policy, self._windows = policy, real
         generator = torch.Generator().manual_seed(config.seed)
-        self._seen = torch.stack([self._look(generator) for _ in range(LIGHTS)])
+        shown = (real, dreamed) * (LIGHTS // 2)
+        self._seen = torch.stack([self._look(windows, generator) for windows in shown])
 
     @torch.no_grad()
-    def _look(self, generator: torch.Generator) -> Tensor:
+    def _look(self, windows: Windows, generator: torch.Generator) -> Tensor:
         parts = []
         for start in range(0, self._count, BLOCK):
-            part = Windows(*(column[start : start + BLOCK] for column in self._windows))
+            part = Windows(*(column[start : start + BLOCK] for column in windows))
             images = random_light(centred(part.images), LIGHT, generator)
             parts.append(self._policy.look(images, part.proprio, part.words))
         return torch.cat(parts)
@@ -110,7 +117,8 @@ class Head(Resident):
 
 
 def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, Any]:
-    """Learn to see by cloning what experts wanted in noise, then to act from few demonstrations.
+    """Learn to see by cloning what experts wanted in noise, then to act from few demonstrations,
+    half of the time as the world model shows them: it will practise there.
 
     The first is done once, with a wider head that is thrown away: it stands for the pretraining of
     a vision-language model and of its action expert on other people's data. What acts in the end
@@ -126,7 +134,9 @@ def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, 
     policy = EmbeddedPolicy(cfg, cfg.train.seed)
     policy.see_like(EmbeddedPolicy.load(seeing, folder / "wide", 0))
     policy.module().to(_device())
-    result = head_of(policy, cfg, played, clean).train(
+    size = (config.robot.height, config.robot.width)
+    model = load_world_model(config.world_model, folder / "world_model", 0, size)
+    result = head_of(policy, cfg, Dreamed(played, clean, model), clean).train(
         folder / "state" / "head", log_steps("head", HEAD.steps)
     )
     (folder / "policy").mkdir(exist_ok=True)
@@ -136,9 +146,30 @@ def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, 
     return {"data": data, "losses": result.losses, "encoder_losses": losses}
 
 
-def head_of(policy: EmbeddedPolicy, cfg: PolicyConfig, played: Scripted, ids: list[str]) -> Head:
+class Dreamed(Scripted):
+    """Episodes whose frames after the first a world model imagines from the recorded poses."""
+
+    def __init__(self, played: Scripted, ids: Sequence[str], model: WorldModel) -> None:
+        super().__init__(played.folder)
+        self.played = played
+        known = [played.trajectory(name) for name in ids]
+        wanted = [
+            Recording(start_of(t), number, t.poses, len(t.frames) - 1)
+            for number, t in enumerate(known)
+        ]
+        self._shown = {
+            name: np.concatenate([t.frames[:1], frames])
+            for name, t, frames in zip(ids, known, replay(model, wanted), strict=True)
+        }
+
+    def frames_many(self, pairs: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
+        return [self._shown[name][np.asarray(rows)] for name, rows in pairs]
+
+
+def head_of(policy: EmbeddedPolicy, cfg: PolicyConfig, dreamed: Dreamed, ids: list[str]) -> Head:
     """The training of what acts, from these episodes."""
-    return Head(policy, _windows(policy, _data(cfg, played, ids)), HEAD)
+    shown = [_windows(policy, _data(cfg, played, ids)) for played in (dreamed.played, dreamed)]
+    return Head(policy, shown[0], shown[1], HEAD)
 
 
 def _learn_to_see(cfg: PolicyConfig, data: PolicyData, folder: Path) -> tuple[float, ...]:
