@@ -30,6 +30,7 @@ _LEAST_STD = 0.03  # of an action or proprio column: what hardly moves is not bl
 _PROPRIO_NOISE = 0.05  # in standard deviations; imagined poses carry the adapter's error
 LIGHT = 0.08
 _DRAWS = 4  # of time and noise per sample: the encoder costs more than the denoiser
+_DAMPING = 1e-8  # m^2, of squared singular values; those of a usual posture are above 1e-3
 _EARLIEST_TIME = 0.001  # openpi: t = Beta(1.5, 1) * 0.999 + 0.001
 
 
@@ -272,9 +273,16 @@ def _of_flange(
 def _of_joints(
     joints: Float32[np.ndarray, "batch 7"], actions: Float32[np.ndarray, "batch horizon 8"]
 ) -> Float32[np.ndarray, "batch horizon 8"]:
-    """The inverse of ``_of_flange``, with no joint faster than 1 and the gripper in [0, 1]."""
-    moved = actions[..., :NUM_JOINTS].swapaxes(1, 2).astype(np.float64)
-    velocity = np.linalg.solve(flange_frame(joints), moved).swapaxes(1, 2)
+    """The inverse of ``_of_flange``, with no joint faster than 1 and the gripper in [0, 1].
+
+    Least squares with a little damping: at a singular posture, where no joint velocity gives what
+    is wanted, the arm does what it can.
+    """
+    frame = flange_frame(joints)
+    across = frame.swapaxes(1, 2)
+    moved = across @ actions[..., :NUM_JOINTS].swapaxes(1, 2).astype(np.float64)
+    velocity = np.linalg.solve(across @ frame + _DAMPING * np.eye(NUM_JOINTS), moved)
+    velocity = velocity.swapaxes(1, 2)
     velocity /= np.maximum(np.abs(velocity).max(axis=-1, keepdims=True), 1.0)
     gripper = actions[..., NUM_JOINTS:].clip(0.0, 1.0)
     return np.concatenate([velocity, gripper], axis=-1).astype(np.float32)
