@@ -37,7 +37,8 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 client = WebsocketClientPolicy("127.0.0.1", int(sys.argv[1]))
 rng = np.random.default_rng(0)
-views = [rng.integers(0, 256, (48, 80, 3), dtype=np.uint8) for _ in range(2)]
+cells = rng.integers(0, 256, (2, 6, 10, 3), dtype=np.uint8)
+views = cells.repeat(8, 1).repeat(8, 2)  # single pixels would not survive the resizing
 request = {
     "observation/exterior_image_1_left": image_tools.resize_with_pad(views[0], 224, 224),
     "observation/wrist_image_left": image_tools.resize_with_pad(views[1], 224, 224),
@@ -147,7 +148,7 @@ def test_the_actions_are_those_of_the_policy_in_process(droid_script):
     """The wrist view was padded to 224 x 224 by the client, and cut back to 48 x 80 by the server:
     it is a little blurred, so actions agree, but not to the bit."""
     rng = np.random.default_rng(0)
-    views = [rng.integers(0, 256, (48, 80, 3), dtype=np.uint8) for _ in range(2)]
+    views = rng.integers(0, 256, (2, 6, 10, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     joints = np.array([0, -0.6, 0, -2.5, 0, 1.9, 0], np.float32)
     zeros = np.zeros(7, np.float32)
     state = RobotState(joints, zeros, zeros[:6], 0.25, 0.0)
