@@ -110,13 +110,24 @@ def test_the_command_makes_and_measures_three_models(tmp_path):
         assert json.loads((out / kind / "pretraining.json").read_text())["command"] == "make base"
 
 
-def test_a_wrong_word_names_the_right_ones():
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["polcy"], "choose all, play, policy, world_model, reward, measure or keep"),
+        (["policy", "polcy.x=1"], "error: Could not override 'polcy.x'"),
+        (["policy", "out=nowhere"], "error: nowhere/play holds no episodes.pickle: play the"),
+        (["keep", "out=nowhere"], "error: nowhere has no finished policy, world_model, reward"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, arguments, said):
     done = subprocess.run(
-        [sys.executable, str(TOOL), "polcy"],
+        [sys.executable, str(TOOL), *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert "choose all, play, policy, world_model, reward, measure or keep" in done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

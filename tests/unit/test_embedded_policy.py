@@ -208,6 +208,18 @@ def test_a_saved_policy_acts_the_same(trained, tmp_path):
         load_policy(small(horizon=7), tmp_path, 4)
 
 
+def test_a_frozen_encoder_stays_as_it_was_loaded(trained, tmp_path):
+    trained.save(tmp_path)
+    config = small()
+    config.embedded.freeze_encoder = True
+    loaded = EmbeddedPolicy.load(config, tmp_path, 0)
+    before = {name: value.clone() for name, value in loaded.module().state_dict().items()}
+    train(loaded, demonstrations(8), 2)
+    changed = {n for n, v in loaded.module().state_dict().items() if not torch.equal(v, before[n])}
+    assert changed
+    assert all(name.startswith("velocity.") for name in changed)
+
+
 def test_default_sizes_stay_small_and_take_other_frame_sizes(tmp_path):
     policy = EmbeddedPolicy(PolicyConfig(), seed=0)
     assert sum(p.numel() for p in policy.module().parameters()) < 1_300_000

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from measure import measure
 from networks import MAKE
 from scripted import Scripted, record, requests
@@ -42,6 +43,9 @@ def configured(overrides: Sequence[str]) -> RunConfig:
 
 
 def play(config: RunConfig, out: Path, guided: int) -> None:
+    """New episodes: what was trained on others in ``out`` is deleted."""
+    for stale in ("state", "wide", *MAKE):
+        shutil.rmtree(out / stale, ignore_errors=True)
     played = record(list(requests(config, guided)), out / "play")
     for kind in ("demo", "guided", "play"):
         good = {
@@ -70,7 +74,14 @@ def make(kind: str, config: RunConfig, out: Path) -> None:
 
 
 def keep(out: Path) -> None:
-    """Put the finished folders where the code looks for bases."""
+    """Put the finished folders where the code looks for bases.
+
+    Raises:
+        ValueError: one is missing; then nothing is touched.
+    """
+    missing = [kind for kind in MAKE if not (out / kind / "pretraining.json").exists()]
+    if missing:
+        raise ValueError(f"{out} has no finished {', '.join(missing)}: make it first")
     for kind in MAKE:
         shutil.rmtree(BASE / kind, ignore_errors=True)
         shutil.copytree(out / kind, BASE / kind)
@@ -116,4 +127,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, HydraException) as error:
+        sys.exit(f"error: {error}")

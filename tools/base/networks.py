@@ -126,11 +126,10 @@ def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, 
     """
     cfg = config.policy
     sizes = replace(cfg.embedded, width=WIDE[0], layers=WIDE[1])
-    seeing, losses = replace(cfg, embedded=sizes), list[float]()
+    seeing = replace(cfg, embedded=sizes)
     guided = [n for n in played.successes("guided") if int(n.rpartition("-")[2]) < SEEING]
     clean = played.successes("demo")
-    if not (folder / "wide" / "model.safetensors").exists():
-        losses += _learn_to_see(seeing, _data(seeing, played, guided), folder)
+    _learn_to_see(seeing, _data(seeing, played, guided), folder)
     policy = EmbeddedPolicy(cfg, cfg.train.seed)
     policy.see_like(EmbeddedPolicy.load(seeing, folder / "wide", 0))
     policy.module().to(_device())
@@ -143,7 +142,7 @@ def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, 
     policy.save(folder / "policy", half=True)
     load_policy(cfg, folder / "policy", 0)
     data = {"guided": len(guided), "demonstrations": len(clean)}
-    return {"data": data, "losses": result.losses, "encoder_losses": losses}
+    return {"data": data, "losses": result.losses}
 
 
 class Dreamed(Scripted):
@@ -172,15 +171,14 @@ def head_of(policy: EmbeddedPolicy, cfg: PolicyConfig, dreamed: Dreamed, ids: li
     return Head(policy, shown[0], shown[1], HEAD)
 
 
-def _learn_to_see(cfg: PolicyConfig, data: PolicyData, folder: Path) -> tuple[float, ...]:
+def _learn_to_see(cfg: PolicyConfig, data: PolicyData, folder: Path) -> None:
     policy = EmbeddedPolicy(cfg, cfg.train.seed)
     policy.fit_statistics(data.statistics())
     policy.module().to(_device())
     cloning = Whole(policy, _windows(policy, data), cfg.train)
-    result = cloning.train(folder / "state" / "wide", log_steps("wide", cfg.train.steps))
+    cloning.train(folder / "state" / "wide", log_steps("wide", cfg.train.steps))
     (folder / "wide").mkdir(exist_ok=True)
     policy.save(folder / "wide", half=True)
-    return result.losses
 
 
 def _data(cfg: PolicyConfig, played: Scripted, ids: list[str]) -> PolicyData:

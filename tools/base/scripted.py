@@ -25,6 +25,7 @@ from replay.store import ReplayStore
 
 PLAY_NOISE = (0.05, 0.1, 0.2, 0.3)  # per tick; experts survive 0.02, from 0.2 on most fail
 GUIDED_NOISE = (0.02, 0.05, 0.1)
+INDEX = "episodes.pickle"
 HELD_OUT = 20  # episodes of play per task that no model sees
 
 
@@ -46,12 +47,18 @@ class Request:
 
 
 class Scripted:
-    """The episodes in a folder, as far as learners ask a ``ReplayStore``."""
+    """The episodes in a folder, as far as learners ask a ``ReplayStore``.
+
+    Raises:
+        ValueError: they have not been played to the end.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with (folder / "episodes.pickle").open("rb") as file:
-            stored: list[tuple[EpisodeRow, int]] = pickle.load(file)
+        index = folder / INDEX
+        if not index.exists():
+            raise ValueError(f"{folder} holds no {INDEX}: play the episodes first, `play`")
+        stored: list[tuple[EpisodeRow, int]] = pickle.loads(index.read_bytes())
         self._rows = {row.id: row for row, _ in stored}
         self._begin = {row.id: begin for row, begin in stored}
         first = stored[0][0]
@@ -108,16 +115,18 @@ def requests(config: RunConfig, guided: int) -> Iterator[Request]:
 
 
 def record(wanted: Sequence[Request], folder: Path) -> Scripted:
-    """Run all episodes and write ``frames`` and ``episodes.pickle``."""
+    """Run all episodes and write their frames, then the index without which they do not count."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
     stored, begin, start = [], 0, time.monotonic()
     with pool() as workers, (folder / "frames").open("wb") as file:
         for row, frames in workers.map(_episode, wanted, chunksize=4):
             file.write(frames.data)
             stored.append((row, begin))
             begin += len(frames)
-    with (folder / "episodes.pickle").open("wb") as file:
-        pickle.dump(stored, file)
+    partial = folder / f"{INDEX}.partial"
+    partial.write_bytes(pickle.dumps(stored))
+    partial.rename(folder / INDEX)
     print(f"{len(stored)} episodes, {begin} frames, {time.monotonic() - start:.0f} s", flush=True)
     return Scripted(folder)
 
