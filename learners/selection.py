@@ -1,15 +1,16 @@
 """Which stored trajectories a learner draws from, and how batches are drawn and shared out."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from contracts.seeds import fold, in_share
-from contracts.types import LatentFormat, Verdict
+from contracts.types import LatentFormat, Trajectory, Verdict
 from learners.loop import shard
 from models.interfaces import Trainable
 from replay.codec import EpisodeRow
@@ -19,11 +20,24 @@ from replay.store import ReplayStore
 Windows = Int64[np.ndarray, "window 2"]  # row of the episode, 5 Hz frame in it
 
 
+@runtime_checkable
+class Source(Protocol):
+    """What a learner asks of where its trajectories are: a ``ReplayStore`` in every run."""
+
+    @property
+    def folder(self) -> Path: ...
+    def episodes(self, ids: Collection[str]) -> list[EpisodeRow]: ...
+    def frames_many(
+        self, pairs: Iterable[tuple[str, Sequence[int]]]
+    ) -> list[UInt8[np.ndarray, "frame 3 height width 3"]]: ...
+    def trajectory(self, trajectory_id: str) -> Trajectory: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Some trajectories of a store. The order of ``ids`` does not matter."""
 
-    store: ReplayStore
+    store: Source
     ids: Sequence[str]
 
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from contracts.protocols import Policy, RewardModel, WorldModel
@@ -55,7 +55,15 @@ class RewardBatch:
     success: Bool[np.ndarray, " batch"]
 
 
-Batch = PolicyBatch | WorldModelBatch | LatentBatch | RewardBatch
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which rows a step learns from, of data that its ``Trainable`` keeps on the device."""
+
+    index: Int64[Tensor, " batch"]
+    weight: float = 1.0
+
+
+Batch = PolicyBatch | WorldModelBatch | LatentBatch | RewardBatch | Rows
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """How each of the three base models is trained."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from learners.world_model import WorldModelSources, train_world_model
 from models.build import load_policy, load_reward, load_world_model
 from models.embedded.augment import random_light
 from models.embedded.policy import LIGHT, EmbeddedPolicy, Windows, centred
-from models.interfaces import Batch
+from models.interfaces import Batch, Rows
 from models.metrics.replay import Recording, replay
 
 BLOCK = 1024  # windows prepared at once
@@ -36,14 +36,6 @@ HEAD = TrainConfig(
     3000, 192, 1e-3, 100, final_learning_rate=0.03, weight_decay=0.01, ema=0.995,
     checkpoint_every=1000,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Which rows of what lies on the device a step learns from."""
-
-    index: Tensor
-    weight: float = 1.0
 
 
 class Resident:
@@ -60,12 +52,12 @@ class Resident:
     def fit_statistics(self, batch: Batch) -> None:
         raise NotImplementedError("the statistics are those of the data on the device")
 
-    def sample(self, step: int) -> Any:
+    def sample(self, step: int) -> Rows:
         rng = step_rng(self._config.seed, "base", step)
         rows = torch.from_numpy(rng.integers(self._count, size=self._config.batch))
         return Rows(rows.to(next(self._module.parameters()).device))
 
-    def loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -82,7 +74,8 @@ class Whole(Resident):
         super().__init__(policy.module(), len(windows.actions), config)
         self._policy, self._windows = policy, windows
 
-    def loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        assert isinstance(batch, Rows)
         rows = Windows(*(column[batch.index] for column in self._windows))
         return self._policy.loss_of(rows, generator)
 
@@ -109,7 +102,8 @@ class Head(Resident):
             parts.append(self._policy.look(images, part.proprio, part.words))
         return torch.cat(parts)
 
-    def loss(self, batch: Any, generator: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        assert isinstance(batch, Rows)
         rows = Windows(*(column[batch.index] for column in self._windows))
         light = torch.randint(LIGHTS, (len(batch.index),), generator=generator)
         seen = self._seen[light.to(batch.index.device), batch.index]
@@ -161,7 +155,7 @@ class Dreamed(Scripted):
             for name, t, frames in zip(ids, known, replay(model, wanted), strict=True)
         }
 
-    def frames_many(self, pairs: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
+    def frames_many(self, pairs: Iterable[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
         return [self._shown[name][np.asarray(rows)] for name, rows in pairs]
 
 

@@ -4,12 +4,11 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from envs.mujoco.experts import demonstrate
 from envs.mujoco.robot import MujocoRobot
 from learners.selection import Selection
 from replay.codec import EpisodeRow
-from replay.store import ReplayStore
 
 PLAY_NOISE = (0.05, 0.1, 0.2, 0.3)  # per tick; experts survive 0.02, from 0.2 on most fail
 GUIDED_NOISE = (0.02, 0.05, 0.1)
@@ -47,14 +45,14 @@ class Request:
 
 
 class Scripted:
-    """The episodes in a folder, as far as learners ask a ``ReplayStore``.
+    """The episodes in a folder, a ``Source`` whose frames lie decoded in one file.
 
     Raises:
         ValueError: they have not been played to the end.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
         index = folder / INDEX
         if not index.exists():
             raise ValueError(f"{folder} holds no {INDEX}: play the episodes first, `play`")
@@ -65,6 +63,10 @@ class Scripted:
         total = sum(row.num_frames for row in self._rows.values())
         shape = (total, 3, first.height, first.width, 3)
         self._frames = np.memmap(folder / "frames", np.uint8, "r", shape=shape)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
 
     def ids(self, kind: str, task: str = "", held_out: bool = False) -> list[str]:
         """Of one kind, sorted; the first of play of every task are kept out of training."""
@@ -80,20 +82,20 @@ class Scripted:
         assert label is not None
         return label
 
-    def episodes(self, ids: Sequence[str]) -> list[EpisodeRow]:
+    def episodes(self, ids: Collection[str]) -> list[EpisodeRow]:
         return [self._rows[name] for name in ids]
 
-    def frames_many(self, pairs: Sequence[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
+    def frames_many(self, pairs: Iterable[tuple[str, Sequence[int]]]) -> list[np.ndarray]:
         return [self._frames[self._begin[name] + np.asarray(rows)] for name, rows in pairs]
 
-    def trajectory(self, name: str) -> Trajectory:
-        row = self._rows[name]
+    def trajectory(self, trajectory_id: str) -> Trajectory:
+        row = self._rows[trajectory_id]
         states = (row.joint_position, row.gripper_position, row.cartesian_position)
-        frames = self.frames_many([(name, range(row.num_frames))])[0]
+        frames = self.frames_many([(trajectory_id, range(row.num_frames))])[0]
         return Trajectory(row.provenance, row.instruction, row.actions, *states, frames, row.ending)
 
     def select(self, ids: Sequence[str]) -> Selection:
-        return Selection(cast(ReplayStore, self), ids)
+        return Selection(self, ids)
 
 
 def pool() -> ProcessPoolExecutor:
