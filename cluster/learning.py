@@ -2,8 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cluster.latents import extract, training_ids
 from cluster.training import OnStep, fit
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
+from configs.run import MethodConfig
 from configs.training import TrainConfig
 from configs.world_model import WorldModelConfig
 from contracts.types import Checkpoint
@@ -226,6 +227,30 @@ def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Trajectories that a learner's process opens itself."""
+
+    folder: Path
+    ids: Sequence[str]
+
+    def selection(self) -> Selection:
+        return Selection(ReplayStore.open(self.folder), self.ids)
+
+
+_NOTHING = Stored(Path(), ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """What a policy learns from; ``p_yes`` of the imagined."""
+
+    real: Stored
+    imagined: Stored = _NOTHING
+    demos: Stored = _NOTHING
+    p_yes: Mapping[str, float] = field(default_factory=dict)
+
+
 def improve(run: Context, iteration: int, versions: Versions, refused: list[str]) -> dict[str, Any]:
     """Post-train the policy on successes of D_real and D_syn+ (Eq. 4).
 
@@ -245,13 +270,16 @@ def improve(run: Context, iteration: int, versions: Versions, refused: list[str]
         {"real successes": len(real), "imagined successes": len(imagined)},
     )
     method = run.config.method
-    work = partial(
-        _policy,
-        run.config.policy,
-        (run.store_folder("real"), real),
-        (run.store_folder("imagined"), imagined),
-        (method.real_share, method.advantage_beta),
+    demos = list(real_successes(run.reader("demos")).ids) if method.demo_share else []
+    if demos:
+        course.data["demonstrations"] = len(demos)
+    material = _Material(
+        Stored(run.store_folder("real"), real),
+        Stored(run.store_folder("imagined"), list(imagined)),
+        Stored(run.store_folder("demos"), demos),
+        imagined,
     )
+    work = partial(_policy, run.config.policy, method, material)
     return learn(run, f"{iteration} train policy", course, work, run.config.policy.train)
 
 
@@ -269,8 +297,8 @@ def _clone(
     run: Context, name: str, version: int, parent: int | None, config: PolicyConfig
 ) -> dict[str, Any]:
     demos = list(real_successes(run.reader("demos")).ids)
-    nothing = (run.store_folder("imagined"), {})
-    work = partial(_policy, config, (run.store_folder("demos"), demos), nothing, (0.5, 0.0))
+    material = _Material(Stored(run.store_folder("demos"), demos))
+    work = partial(_policy, config, MethodConfig(), material)
     course = Course("policy", version, parent, {"demonstrations": len(demos)})
     return learn(run, name, course, work, config.train)
 
@@ -283,17 +311,19 @@ def replace_steps(config: PolicyConfig, iterations: int) -> PolicyConfig:
 
 def _policy(
     config: PolicyConfig,
-    real: tuple[Path, list[str]],
-    imagined: tuple[Path, dict[str, float]],
-    balance: tuple[float, float],
+    method: MethodConfig,
+    material: _Material,
     places: Places,
     on_step: OnStep,
 ) -> TrainResult:
+    shown = (*material.real.ids, *material.demos.ids)
     sources = PolicySources(
-        Selection(ReplayStore.open(real[0]), real[1]),
-        Selection(ReplayStore.open(imagined[0]), list(imagined[1])) if imagined[1] else None,
-        real_share=balance[0],
-        beta=balance[1],
-        score=dict.fromkeys(real[1], 1.0) | imagined[1],
+        material.real.selection(),
+        material.imagined.selection() if material.imagined.ids else None,
+        material.demos.selection() if material.demos.ids else None,
+        real_share=method.real_share,
+        demo_share=method.demo_share,
+        beta=method.advantage_beta,
+        score={**dict.fromkeys(shown, 1.0), **material.p_yes},
     )
     return train_policy(config, sources, places.base, places.state, places.out, on_step)

@@ -95,6 +95,7 @@ class MethodConfig:
     iterations: int = 2
     update_policy: bool = True  # false: only collect, imagine and train what judges the policy
     real_share: float = 0.5  # of a policy batch drawn from real successes, the rest from imagined
+    demo_share: float = 0.0  # of a policy batch drawn from demonstrations, before the other two
     advantage_beta: float = 0.0  # > 0: weight samples by exp(A / beta) (Eq. 7)
 
     def __post_init__(self) -> None:
@@ -102,6 +103,7 @@ class MethodConfig:
         at_least("method.iterations", self.iterations, 1)
         at_least("method.advantage_beta", self.advantage_beta, 0)
         share("method.real_share", self.real_share)
+        share("method.demo_share", self.demo_share)
 
 
 @dataclass

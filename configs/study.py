@@ -33,9 +33,21 @@ def _imagined_only(config: "RunConfig") -> "RunConfig":
     return replace(one, method=replace(one.method, real_share=0.0))
 
 
+def _all_real(config: "RunConfig") -> "RunConfig":
+    """K + N real episodes of every task, and no world model."""
+
+    def asked(name: str) -> int:
+        numbers = config.for_task(name)
+        return numbers.rollouts + numbers.imagine
+
+    tasks = {name: replace(own, rollouts=asked(name)) for name, own in config.task.items()}
+    return _filtered_bc(replace(config, task=tasks))
+
+
 VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
     "vlaw": _vlaw,
     "filtered_bc": _filtered_bc,
+    "all_real": _all_real,  # what a perfect world model and a perfect judge would give
     "vlaw_half": _half,  # Figure 9: half as many imagined trajectories
     "vlaw_imagined_only": _imagined_only,  # Figure 9: no real data in the policy's batches
 }
@@ -43,7 +55,8 @@ VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
 
 @dataclass
 class StudyConfig:
-    """Section 5.3 of the paper. Every variant of a seed has the same real budget and starts."""
+    """Section 5.3 of the paper. Every variant of a seed has the same starts and, but for
+    ``all_real``, the same real budget."""
 
     variants: list[str] = field(default_factory=lambda: list(VARIANTS))
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # of everything but the bases

@@ -126,7 +126,7 @@ def train(
     """
     start = time.monotonic()
     torch.set_num_threads(config.threads)
-    device = _device(config)
+    device = device_of(config)
     module = trainable.module().to(device)
     recipe = _recipe(module, config, validation)
     loss_module, sharded = _distribute(_LossModule(trainable), config, device)
@@ -204,7 +204,8 @@ def _keep(state: TrainState, folder: Path, validation: Validation | None) -> int
     return best[0]
 
 
-def _device(config: TrainConfig) -> torch.device:
+def device_of(config: TrainConfig) -> torch.device:
+    """Where a training takes place."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(config.device)

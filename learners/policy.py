@@ -1,16 +1,17 @@
 """Trains the policy by flow matching on successes of D_real and D_syn (Eq. 4, 7)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from configs.policy import IdleConfig, PolicyConfig
 from configs.training import TrainConfig
 from contracts.constants import NO_VERSION, NUM_JOINTS, TICKS_PER_FRAME
-from learners.loop import OnStep, TrainResult, shard, train
+from learners.loop import OnStep, TrainResult, device_of, shard, train
 from learners.selection import (
     Episodes,
     Selection,
@@ -20,16 +21,18 @@ from learners.selection import (
     save_weights,
     step_rng,
 )
-from models.build import build_policy, load_policy
-from models.interfaces import PolicyBatch, TrainablePolicy
+from models.build import build_policy, load_policy, see_once
+from models.interfaces import PolicyBatch, Rows, TrainablePolicy
 from replay.idle import IdleRule, kept_ticks
 
+BLOCK = 512  # windows that are read at once
 STATISTICS_BATCH = 512  # windows that a fresh policy's normalisation is fitted on
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySources:
-    """What the policy learns from: real successes and, if there are any, accepted imagined ones.
+    """What the policy learns from: real successes and, if there are any, accepted imagined ones and
+    demonstrations.
 
     With ``beta`` > 0 a trajectory weighs exp(A / beta); A is its entry in ``score`` (P('yes'), or
     1 for a real success) minus the mean over its task.
@@ -37,7 +40,9 @@ class PolicySources:
 
     real: Selection
     imagined: Selection | None = None
-    real_share: float = 0.5  # of a batch, where both have trajectories
+    demos: Selection | None = None
+    real_share: float = 0.5  # of what is left of a batch by demos, where both have trajectories
+    demo_share: float = 0.0  # of a batch, where there are demonstrations
     beta: float = 0.0
     score: Mapping[str, float] = field(default_factory=dict)
 
@@ -99,12 +104,15 @@ class PolicyData:
         idle: IdleConfig | None = None,
     ) -> None:
         self._horizon, self._config = horizon, config
-        selections = [sources.real] + ([sources.imagined] if sources.imagined else [])
-        parts = [Episodes(selection) for selection in selections]
-        shares = [sources.real_share, 1 - sources.real_share]
-        windows = [_moving(part, idle or IdleConfig()) for part in parts]
-        filled = [(p, w, s) for p, w, s in zip(parts, windows, shares, strict=False) if len(w)]
-        if not filled and any(map(len, parts)):
+        given = {
+            "demos": sources.demos if sources.demo_share else None,
+            "real": sources.real,
+            "imagined": sources.imagined,
+        }
+        parts = {name: Episodes(chosen) for name, chosen in given.items() if chosen}
+        windows = {name: _moving(part, idle or IdleConfig()) for name, part in parts.items()}
+        filled = {name: found for name, found in windows.items() if len(found)}
+        if not filled and any(map(len, parts.values())):
             raise ValueError(
                 "the idle filter leaves no tick of the successful trajectories to train the policy "
                 "on: they are shorter than policy.idle.moving and policy.idle.tail. Lower those, "
@@ -115,20 +123,30 @@ class PolicyData:
                 "zero successful trajectories to train the policy on; collect more rollouts "
                 "(task.<name>.rollouts) or demonstrations (demos.per_task)"
             )
-        self._parts = [part for part, _, _ in filled]
-        self._windows = [found for _, found, _ in filled]
-        self._first_share = filled[0][2] if len(filled) == 2 else 1.0
+        self._parts = [parts[name] for name in filled]
+        self._sizes = [len(found) for found in filled.values()]
+        self._numbered = np.concatenate(  # (place, 3): part, episode in it, frame
+            [
+                np.concatenate([np.full((len(found), 1), part), found], axis=1)
+                for part, found in enumerate(filled.values())
+            ]
+        )
+        self._shares = _shares(sources, list(filled))
         task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
         self._weight = advantage_weights(sources.score, task, sources.beta)
 
     @property
     def num_windows(self) -> int:
-        return sum(len(windows) for windows in self._windows)
+        return len(self._numbered)
 
     def sample(self, step: int) -> PolicyBatch:
         """This process's share of the batch of one step."""
-        picks = self._draw("policy", step, self._config.batch)
-        return self._batch(picks[my_share(self._config.batch)])
+        return self._batch(self._mine(step))
+
+    def rows(self, step: int) -> Rows:
+        """The same windows by their places in ``all``."""
+        mine = self._mine(step)
+        return Rows(torch.from_numpy(mine), self._weights(self._numbered[mine]))
 
     def statistics(self) -> PolicyBatch:
         """A large batch for normalisation, equal in every process."""
@@ -136,26 +154,28 @@ class PolicyData:
 
     def all(self, block: int) -> Iterator[PolicyBatch]:
         """Every window once, in order, ``block`` of them at a time."""
-        numbered = [
-            np.concatenate([np.full((len(windows), 1), part), windows], axis=1)
-            for part, windows in enumerate(self._windows)
-        ]
-        picks = np.concatenate(numbered)
-        for start in range(0, len(picks), block):
-            yield self._batch(picks[start : start + block])
+        for start in range(0, self.num_windows, block):
+            yield self._batch(np.arange(start, min(start + block, self.num_windows)))
+
+    def _mine(self, step: int) -> np.ndarray:
+        return self._draw("policy", step, self._config.batch)[my_share(self._config.batch)]
 
     def _draw(self, stream: str, step: int, count: int) -> np.ndarray:
-        """(count, 3) rows of part, episode, frame in random order."""
+        """Places in ``all``, in random order."""
         rng = step_rng(self._config.seed, stream, step)
-        first = round(count * self._first_share)
-        drawn = []
-        for part, size in enumerate((first, count - first)[: len(self._parts)]):
-            windows = self._windows[part]
-            rows = windows[rng.integers(len(windows), size=size)]
-            drawn.append(np.concatenate([np.full((size, 1), part), rows], axis=1))
+        ends = np.round(count * np.cumsum(self._shares)).astype(int)
+        drawn, before = [], 0
+        for there, size in zip(self._sizes, np.diff(ends, prepend=0), strict=True):
+            drawn.append(before + rng.integers(there, size=size))
+            before += there
         return rng.permutation(np.concatenate(drawn))
 
-    def _batch(self, picks: np.ndarray) -> PolicyBatch:
+    def _weights(self, picks: np.ndarray) -> np.ndarray:
+        rows = [self._parts[part].rows[episode] for part, episode, _ in picks]
+        return np.array([self._weight[row.id] for row in rows], np.float32)
+
+    def _batch(self, places: np.ndarray) -> PolicyBatch:
+        picks = self._numbered[places]
         images: list[np.ndarray] = [np.empty(0)] * len(picks)
         for part, episodes in enumerate(self._parts):
             mine = np.flatnonzero(picks[:, 0] == part)
@@ -171,8 +191,19 @@ class PolicyData:
             gripper_position=np.stack([row.gripper_position[tick] for row, tick in pairs]),
             instructions=[row.instruction for row in rows],
             actions=np.stack([action_window(r.actions, tick, self._horizon) for r, tick in pairs]),
-            weight=np.array([self._weight[row.id] for row in rows], np.float32),
+            weight=self._weights(picks),
         )
+
+
+def _shares(sources: PolicySources, filled: Sequence[str]) -> list[float]:
+    """Of a batch, by part: real and imagined divide what the demonstrations leave."""
+    if filled == ["demos"]:
+        return [1.0]
+    demos = sources.demo_share if "demos" in filled else 0.0
+    both = {"real", "imagined"} <= set(filled)
+    real = sources.real_share if both else float("real" in filled)
+    share = {"demos": demos, "real": (1 - demos) * real, "imagined": (1 - demos) * (1 - real)}
+    return [share[name] for name in filled]
 
 
 def _moving(episodes: Episodes, idle: IdleConfig) -> Windows:
@@ -214,7 +245,11 @@ def train_policy(
     """
     data = PolicyData(sources, cfg.horizon, cfg.train, cfg.idle)
     policy = _start(cfg, base_folder, data)
-    result = train(policy, data.sample, cfg.train, state_dir, on_step)
+    policy.module().to(device_of(cfg.train))
+    torch.set_num_threads(cfg.train.threads)
+    seen = see_once(cfg, policy, data.all(BLOCK), cfg.train.seed)
+    trained, sample = (policy, data.sample) if seen is None else (seen, data.rows)
+    result = train(trained, sample, cfg.train, state_dir, on_step)
     if shard()[0] == 0:
         commit(save_weights(policy, out_folder), out_folder)
     return result

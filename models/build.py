@@ -1,5 +1,6 @@
 """The models that a config names; each family is imported only when it is chosen."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from configs.policy import PolicyConfig
@@ -7,7 +8,13 @@ from configs.reward import RewardConfig
 from configs.world_model import WorldModelConfig
 from contracts.protocols import Policy, PoseAdapter
 from models.adapter import FittedAdapter
-from models.interfaces import TrainablePolicy, TrainableReward, TrainableWorldModel
+from models.interfaces import (
+    PolicyBatch,
+    Trainable,
+    TrainablePolicy,
+    TrainableReward,
+    TrainableWorldModel,
+)
 from models.shipped_adapter import ShippedAdapter
 
 
@@ -53,6 +60,18 @@ def _reward_class(kind: str):
 def build_policy(cfg: PolicyConfig, seed: int) -> TrainablePolicy:
     """A policy with fresh weights; equal seeds give equal weights."""
     return _policy_class(cfg.kind)(cfg, seed=seed)
+
+
+def see_once(
+    cfg: PolicyConfig, policy: TrainablePolicy, batches: Iterable[PolicyBatch], seed: int
+) -> Trainable | None:
+    """What learns by ``Rows`` of these windows, in their order, where the policy is of a kind whose
+    frozen part can look at them beforehand; None where it must learn from the batches."""
+    if cfg.kind != "embedded":
+        return None
+    from models.embedded.seen import see_once  # noqa: PLC0415
+
+    return see_once(policy, batches, seed)  # pyright: ignore[reportArgumentType] - of that kind
 
 
 def load_policy(cfg: PolicyConfig, folder: Path, version: int) -> TrainablePolicy:

@@ -60,7 +60,7 @@ class Rows:
     """Which rows a step learns from, of data that its ``Trainable`` keeps on the device."""
 
     index: Int64[Tensor, " batch"]
-    weight: float = 1.0
+    weight: Float32[np.ndarray, " batch"] | float = 1.0
 
 
 Batch = PolicyBatch | WorldModelBatch | LatentBatch | RewardBatch | Rows

@@ -61,6 +61,17 @@ class Inputs(NamedTuple):
     words: Float[Tensor, "batch words"]
 
 
+class Wanted(NamedTuple):
+    """What a window asks of whoever has seen its images; all normalised."""
+
+    proprio: Float[Tensor, "batch 17"]
+    words: Float[Tensor, "batch words"]
+    actions: Float[Tensor, "batch horizon 8"]
+
+    def rows(self, index: Tensor) -> "Wanted":
+        return Wanted(*(column[index] for column in self))
+
+
 class Windows(NamedTuple):
     """``Inputs`` and the normalised actions of flange and elbow that followed."""
 
@@ -68,6 +79,16 @@ class Windows(NamedTuple):
     proprio: Float[Tensor, "batch 17"]
     words: Float[Tensor, "batch words"]
     actions: Float[Tensor, "batch horizon 8"]
+
+    def rows(self, index: Tensor | slice) -> "Windows":
+        return Windows(*(column[index] for column in self))
+
+    def without_images(self) -> Wanted:
+        return Wanted(self.proprio, self.words, self.actions)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Windows"]) -> "Windows":
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class FlowPolicyNet(nn.Module):
@@ -127,6 +148,11 @@ class EmbeddedPolicy:
         policy.version = version
         return policy
 
+    @property
+    def frozen(self) -> bool:
+        """Whether only what acts on what is seen learns."""
+        return not any(p.requires_grad for p in self._net.encoders.parameters())
+
     def look(self, images: Tensor, proprio: Tensor, words: Tensor) -> Float[Tensor, "batch seen"]:
         """What the encoders find in centred images."""
         return self._net.look(images, proprio, words)
@@ -154,7 +180,7 @@ class EmbeddedPolicy:
         _set_moments(self._net.action_mean, self._net.action_std, rows)
         _set_moments(self._net.proprio_mean, self._net.proprio_std, proprio)
 
-    def prepare(self, batch: Batch) -> "Windows":
+    def prepare(self, batch: Batch) -> Windows:
         """A batch as what the loss needs of it, on the device of the weights."""
         batch = _policy_batch(batch)
         inputs = self._inputs(
@@ -175,20 +201,20 @@ class EmbeddedPolicy:
         """
         return self.loss_of(self.prepare(batch), generator)
 
-    def loss_of(self, windows: "Windows", generator: torch.Generator) -> Float[Tensor, " batch"]:
+    def loss_of(self, windows: Windows, generator: torch.Generator) -> Float[Tensor, " batch"]:
         """The loss of windows that are prepared."""
         light = random_light(centred(windows.images), LIGHT, generator)
         seen = self._net.look(light, windows.proprio, windows.words)
-        return self.loss_seen(seen, windows, generator)
+        return self.loss_seen(seen, windows.without_images(), generator)
 
     def loss_seen(
-        self, seen: Float[Tensor, "batch seen"], windows: "Windows", generator: torch.Generator
+        self, seen: Float[Tensor, "batch seen"], wanted: Wanted, generator: torch.Generator
     ) -> Float[Tensor, " batch"]:
         """The loss where the encoders have looked already."""
-        jitter = normal(windows.proprio.shape, generator, seen.device)
-        proprio = windows.proprio + _PROPRIO_NOISE * jitter
-        context = self._net.context(seen, proprio, windows.words)
-        actions = windows.actions.repeat(_DRAWS, 1, 1)
+        jitter = normal(wanted.proprio.shape, generator, seen.device)
+        proprio = wanted.proprio + _PROPRIO_NOISE * jitter
+        context = self._net.context(seen, proprio, wanted.words)
+        actions = wanted.actions.repeat(_DRAWS, 1, 1)
         time, noise = sample_flow(len(actions), actions.shape[1:], generator)
         time, noise = time.to(seen.device), noise.to(seen.device)
         at = time[:, None, None]

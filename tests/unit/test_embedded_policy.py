@@ -7,9 +7,10 @@ import torch
 from configs.policy import EmbeddedPolicyConfig, PolicyConfig
 from contracts.panda import RESET_JOINTS
 from contracts.types import Observation, RobotState
-from models.build import build_policy, load_policy
-from models.embedded.policy import EmbeddedPolicy, _of_flange, _of_joints, sample_flow
-from models.interfaces import PolicyBatch
+from models.build import build_policy, load_policy, see_once
+from models.embedded.policy import EmbeddedPolicy, _of_flange, _of_joints, centred, sample_flow
+from models.embedded.seen import LIGHTS, SeenPolicy
+from models.interfaces import PolicyBatch, Rows
 
 WORDS = ("push the red block", "push the blue block")
 
@@ -218,6 +219,37 @@ def test_a_frozen_encoder_stays_as_it_was_loaded(trained, tmp_path):
     changed = {n for n, v in loaded.module().state_dict().items() if not torch.equal(v, before[n])}
     assert changed
     assert all(name.startswith("velocity.") for name in changed)
+
+
+def test_frozen_encoders_need_to_look_once(trained, tmp_path, monkeypatch):
+    """Without changes of light, windows that were seen before have the loss of windows that are
+    looked at anew, and only the head gets a gradient."""
+    monkeypatch.setattr("models.embedded.seen.LIGHT", 0.0)
+    trained.save(tmp_path)
+    config = small()
+    config.embedded.freeze_encoder = True
+    policy = load_policy(config, tmp_path, 0)
+    batch = demonstrations(10)
+    seen = see_once(config, policy, [demonstrations(10), demonstrations(3)], seed=0)
+    assert isinstance(seen, SeenPolicy)
+    assert len(seen) == 13
+    index = torch.tensor([3, 1, 9, 1])
+    mine = seen.loss(Rows(index), torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    torch.randint(LIGHTS, (4,), generator=generator)
+    windows = policy.prepare(batch).rows(index)
+    looked = policy.look(centred(windows.images), windows.proprio, windows.words)
+    expected = policy.loss_seen(looked, windows.without_images(), generator)
+    torch.testing.assert_close(mine, expected)
+    mine.mean().backward()
+    moved = {name for name, p in seen.module().named_parameters() if p.grad is not None}
+    assert moved == {n for n, _ in seen.module().named_parameters() if n.startswith("velocity.")}
+    with pytest.raises(ValueError, match="trained on by Rows"):
+        seen.loss(batch, generator)
+
+
+def test_encoders_that_learn_look_at_every_step(trained):
+    assert see_once(small(), trained, [demonstrations(3)], seed=0) is None
 
 
 def test_default_sizes_stay_small_and_take_other_frame_sizes(tmp_path):

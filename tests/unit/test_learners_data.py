@@ -80,6 +80,38 @@ def test_policy_batch_holds_the_real_share_exactly(tmp_path, share, real):
         assert np.sum(owner == 20) == 32 - real
 
 
+def test_demonstrations_take_their_share_before_real_and_imagined(tmp_path):
+    """A quarter of 32 is 8; of the other 24 two thirds are real."""
+    found = {
+        name: store_of(tmp_path / name, [(f"{name}{k}", 30, True) for k in range(index + 1)])
+        for index, name in enumerate(("demos", "real", "imagined"))
+    }
+    last = {name: Selection(store, store.ids()[-1:]) for name, store in found.items()}
+    sources = PolicySources(**last, demo_share=0.25, real_share=2 / 3)
+    owner = PolicyData(sources, 15, plan(32)).sample(1).images[:, 0, 0, 0, 1]
+    assert [int(np.sum(owner == green)) for green in (10, 20, 30)] == [8, 16, 8]
+    without = PolicySources(last["real"], demos=last["demos"], demo_share=0.25)
+    owner = PolicyData(without, 15, plan(32)).sample(1).images[:, 0, 0, 0, 1]
+    assert [int(np.sum(owner == green)) for green in (10, 20)] == [8, 24]
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_rows_are_the_places_of_a_step_s_windows_among_all(tmp_path, block):
+    true = store_of(tmp_path / "real", [("a", 30, True), ("b", 21, True)])
+    dreams = store_of(tmp_path / "imagined", [("x", 30, None), ("y", 30, None), ("z", 9, None)])
+    score = {"a": 1.0, "b": 1.0, "x": 0.9, "y": 0.5, "z": 0.7}
+    sources = PolicySources(everything(true), everything(dreams), beta=0.5, score=score)
+    data = PolicyData(sources, 15, plan(16))
+    blocks = list(data.all(block))
+    assert sum(len(one.weight) for one in blocks) == data.num_windows == 10 + 7 + 10 + 10 + 3
+    for step in range(3):
+        batch, rows = data.sample(step), data.rows(step)
+        for name in ("images", "actions", "joint_position", "weight"):
+            whole = np.concatenate([getattr(one, name) for one in blocks])
+            np.testing.assert_array_equal(whole[rows.index.numpy()], getattr(batch, name))
+        np.testing.assert_array_equal(rows.weight, batch.weight)
+
+
 def test_policy_takes_all_from_the_source_that_is_not_empty(tmp_path):
     true = store_of(tmp_path / "real", [("a", 30, True)])
     dreams = store_of(tmp_path / "imagined", [("x", 30, None), ("y", 30, None)])

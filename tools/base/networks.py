@@ -23,13 +23,12 @@ from learners.reward import train_reward
 from learners.selection import step_rng
 from learners.world_model import WorldModelSources, train_world_model
 from models.build import load_policy, load_reward, load_world_model
-from models.embedded.augment import random_light
-from models.embedded.policy import LIGHT, EmbeddedPolicy, Windows, centred
+from models.embedded.policy import EmbeddedPolicy, Windows
+from models.embedded.seen import SeenPolicy
 from models.interfaces import Batch, Rows
 from models.metrics.replay import Recording, replay
 
 BLOCK = 1024  # windows prepared at once
-LIGHTS = 4  # in which every window is seen before the head learns, half of them dreamed
 SEEING = 513  # guided episodes per task, of which the encoder sees the successes
 WIDE = (384, 4)  # width and layers of the head that the encoder learns with
 HEAD = TrainConfig(
@@ -76,38 +75,15 @@ class Whole(Resident):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         assert isinstance(batch, Rows)
-        rows = Windows(*(column[batch.index] for column in self._windows))
-        return self._policy.loss_of(rows, generator)
+        return self._policy.loss_of(self._windows.rows(batch.index), generator)
 
 
 class Head(Resident):
-    """The part of a policy that acts, on what its frozen encoders saw: real frames in a few lights,
-    and the same moments as the world model shows them."""
+    """The part of a policy that acts, on what its frozen encoders saw."""
 
-    def __init__(
-        self, policy: EmbeddedPolicy, real: Windows, dreamed: Windows, config: TrainConfig
-    ) -> None:
-        super().__init__(policy.module(), len(real.actions), config)
-        self._policy, self._windows = policy, real
-        generator = torch.Generator().manual_seed(config.seed)
-        shown = (real, dreamed) * (LIGHTS // 2)
-        self._seen = torch.stack([self._look(windows, generator) for windows in shown])
-
-    @torch.no_grad()
-    def _look(self, windows: Windows, generator: torch.Generator) -> Tensor:
-        parts = []
-        for start in range(0, self._count, BLOCK):
-            part = Windows(*(column[start : start + BLOCK] for column in windows))
-            images = random_light(centred(part.images), LIGHT, generator)
-            parts.append(self._policy.look(images, part.proprio, part.words))
-        return torch.cat(parts)
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        assert isinstance(batch, Rows)
-        rows = Windows(*(column[batch.index] for column in self._windows))
-        light = torch.randint(LIGHTS, (len(batch.index),), generator=generator)
-        seen = self._seen[light.to(batch.index.device), batch.index]
-        return self._policy.loss_seen(seen, rows, generator)
+    def __init__(self, seen: SeenPolicy, config: TrainConfig) -> None:
+        super().__init__(seen.module(), len(seen), config)
+        self.loss = seen.loss
 
 
 def make_policy(config: RunConfig, played: Scripted, folder: Path) -> dict[str, Any]:
@@ -160,9 +136,10 @@ class Dreamed(Scripted):
 
 
 def head_of(policy: EmbeddedPolicy, cfg: PolicyConfig, dreamed: Dreamed, ids: list[str]) -> Head:
-    """The training of what acts, from these episodes."""
+    """The training of what acts, from these episodes: half of the time from real frames, half of it
+    from the same moments as the world model shows them."""
     shown = [_windows(policy, _data(cfg, played, ids)) for played in (dreamed.played, dreamed)]
-    return Head(policy, shown[0], shown[1], HEAD)
+    return Head(SeenPolicy(policy, shown, HEAD.seed), HEAD)
 
 
 def _learn_to_see(cfg: PolicyConfig, data: PolicyData, folder: Path) -> None:
@@ -180,8 +157,7 @@ def _data(cfg: PolicyConfig, played: Scripted, ids: list[str]) -> PolicyData:
 
 
 def _windows(policy: EmbeddedPolicy, data: PolicyData) -> Windows:
-    parts = [policy.prepare(batch) for batch in data.all(BLOCK)]
-    return Windows(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Windows.joined([policy.prepare(batch) for batch in data.all(BLOCK)])
 
 
 def _device() -> torch.device:
