@@ -2,8 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from cluster.latents import extract, training_ids
 from cluster.training import OnStep, fit
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
-from configs.run import MethodConfig
 from configs.training import TrainConfig
 from configs.world_model import WorldModelConfig
 from contracts.types import Checkpoint
@@ -213,8 +212,11 @@ def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float
     """D_syn+ of all iterations so far: P('yes') of every accepted trajectory, by task (Eq. 3).
 
     Of a task with ``accept``, the first that many of each iteration, in the order of the work:
-    which ones were imagined beyond them depends on how quick the workers were.
+    which ones were imagined beyond them depends on how quick the workers were. With
+    ``method.judge=physics`` they are those whose actions succeed in the simulator, each with 1.
     """
+    if run.config.method.judge == "physics":
+        return _really_succeed(run)
     store = run.reader("imagined")
     found: dict[str, dict[str, float]] = {task: {} for task in run.tasks}
     taken: Counter[tuple[str, int]] = Counter()
@@ -227,28 +229,12 @@ def accepted_ids(run: Context, reward_version: int) -> dict[str, dict[str, float
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Trajectories that a learner's process opens itself."""
-
-    folder: Path
-    ids: Sequence[str]
-
-    def selection(self) -> Selection:
-        return Selection(ReplayStore.open(self.folder), self.ids)
-
-
-_NOTHING = Stored(Path(), ())
-
-
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """What a policy learns from; ``p_yes`` of the imagined."""
-
-    real: Stored
-    imagined: Stored = _NOTHING
-    demos: Stored = _NOTHING
-    p_yes: Mapping[str, float] = field(default_factory=dict)
+def _really_succeed(run: Context) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {task: {} for task in run.tasks}
+    for i in range(1, run.config.method.iterations + 1):
+        for task, answers in (run.stages.result(f"{i} truth") or {}).items():
+            found[task] |= {name: 1.0 for name, success in answers.items() if success}
+    return found
 
 
 def improve(run: Context, iteration: int, versions: Versions, refused: list[str]) -> dict[str, Any]:
@@ -270,16 +256,13 @@ def improve(run: Context, iteration: int, versions: Versions, refused: list[str]
         {"real successes": len(real), "imagined successes": len(imagined)},
     )
     method = run.config.method
-    demos = list(real_successes(run.reader("demos")).ids) if method.demo_share else []
-    if demos:
-        course.data["demonstrations"] = len(demos)
-    material = _Material(
-        Stored(run.store_folder("real"), real),
-        Stored(run.store_folder("imagined"), list(imagined)),
-        Stored(run.store_folder("demos"), demos),
-        imagined,
+    work = partial(
+        _policy,
+        run.config.policy,
+        (run.store_folder("real"), real),
+        (run.store_folder("imagined"), imagined),
+        (method.real_share, method.advantage_beta),
     )
-    work = partial(_policy, run.config.policy, method, material)
     return learn(run, f"{iteration} train policy", course, work, run.config.policy.train)
 
 
@@ -297,8 +280,8 @@ def _clone(
     run: Context, name: str, version: int, parent: int | None, config: PolicyConfig
 ) -> dict[str, Any]:
     demos = list(real_successes(run.reader("demos")).ids)
-    material = _Material(Stored(run.store_folder("demos"), demos))
-    work = partial(_policy, config, MethodConfig(), material)
+    nothing = (run.store_folder("imagined"), {})
+    work = partial(_policy, config, (run.store_folder("demos"), demos), nothing, (0.5, 0.0))
     course = Course("policy", version, parent, {"demonstrations": len(demos)})
     return learn(run, name, course, work, config.train)
 
@@ -311,19 +294,17 @@ def replace_steps(config: PolicyConfig, iterations: int) -> PolicyConfig:
 
 def _policy(
     config: PolicyConfig,
-    method: MethodConfig,
-    material: _Material,
+    real: tuple[Path, list[str]],
+    imagined: tuple[Path, dict[str, float]],
+    balance: tuple[float, float],
     places: Places,
     on_step: OnStep,
 ) -> TrainResult:
-    shown = (*material.real.ids, *material.demos.ids)
     sources = PolicySources(
-        material.real.selection(),
-        material.imagined.selection() if material.imagined.ids else None,
-        material.demos.selection() if material.demos.ids else None,
-        real_share=method.real_share,
-        demo_share=method.demo_share,
-        beta=method.advantage_beta,
-        score={**dict.fromkeys(shown, 1.0), **material.p_yes},
+        Selection(ReplayStore.open(real[0]), real[1]),
+        Selection(ReplayStore.open(imagined[0]), list(imagined[1])) if imagined[1] else None,
+        real_share=balance[0],
+        beta=balance[1],
+        score=dict.fromkeys(real[1], 1.0) | imagined[1],
     )
     return train_policy(config, sources, places.base, places.state, places.out, on_step)

@@ -15,13 +15,14 @@ from replay.store import ReplayStore
 from services.spent import spent
 from services.stages import Stages, read_json, write_json
 from services.study import Row, Spent, difference, mean_interval, to_markdown
+from services.study_page import study_page
 
 REPORT = "report.json"  # the last that a run writes
 Play = Callable[[RunConfig, Path], None]
 
 
 def study(config: RunConfig, folder: Path, play: Play) -> Path:
-    """Run what is missing, then write ``study.json`` and ``study.md``; returns the latter.
+    """Run what is missing, then write ``study.json``, ``.html`` and ``.md``; returns the last.
 
     ``play(config, folder)`` runs one loop, or what is left of it.
 
@@ -60,14 +61,14 @@ def write(config: RunConfig, folder: Path) -> Path:
         for name in config.study.variants
         for seed in config.study.seeds
     ]
-    means = {row.name: asdict(mean_interval(row, config.study.redraws)) for row in rows}
+    means = {row.name: mean_interval(row, config.study.redraws) for row in rows}
     numbers = {
         "seeds": config.study.seeds,
         "rows": [
             {
                 "name": row.name,
                 "mean": row.mean,
-                "interval": means[row.name],
+                "interval": asdict(means[row.name]),
                 "success": {task: grid.astype(int).tolist() for task, grid in row.success.items()},
             }
             for row in rows
@@ -78,9 +79,11 @@ def write(config: RunConfig, folder: Path) -> Path:
     write_json(folder / "study.json", numbers)
     path, text = folder / "study.md", to_markdown(rows, gaps, costs)
     path.write_text(text, encoding="utf-8")
+    page = folder / "study.html"
+    page.write_text(study_page(rows, means, gaps, costs), encoding="utf-8")
     console = Console()
     console.print(Markdown(text))
-    console.print(f"study: {path}", highlight=False, soft_wrap=True)
+    console.print(f"study: {path} and {page.name}", highlight=False, soft_wrap=True)
     return path
 
 

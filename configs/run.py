@@ -17,6 +17,7 @@ from configs.study import StudyConfig, check_study
 from configs.world_model import WorldModelConfig
 
 METHODS = ("vlaw", "filtered_bc")
+JUDGES = ("reward", "physics")
 JOBS = (
     "loop",
     "replay_eval",
@@ -95,15 +96,15 @@ class MethodConfig:
     iterations: int = 2
     update_policy: bool = True  # false: only collect, imagine and train what judges the policy
     real_share: float = 0.5  # of a policy batch drawn from real successes, the rest from imagined
-    demo_share: float = 0.0  # of a policy batch drawn from demonstrations, before the other two
+    judge: str = "reward"  # of D_syn+; physics: what only a simulator knows, to find what limits
     advantage_beta: float = 0.0  # > 0: weight samples by exp(A / beta) (Eq. 7)
 
     def __post_init__(self) -> None:
         one_of("method.kind", self.kind, METHODS)
         at_least("method.iterations", self.iterations, 1)
         at_least("method.advantage_beta", self.advantage_beta, 0)
+        one_of("method.judge", self.judge, JUDGES)
         share("method.real_share", self.real_share)
-        share("method.demo_share", self.demo_share)
 
 
 @dataclass
@@ -219,6 +220,12 @@ class RunConfig:
         self._check_local_cluster()
         if self.job == "study":
             check_study(self)
+        simulated = self.robot.kind == "mujoco" and self.evaluation.truth == "all"
+        if self.method.judge == "physics" and not simulated:
+            raise ValueError(
+                "method.judge=physics is the simulator's answer about every imagined trajectory: "
+                "it needs robot=mujoco and evaluation.truth=all"
+            )
 
     def _check_bases(self) -> None:
         if self.job in DATA_JOBS:

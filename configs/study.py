@@ -33,6 +33,12 @@ def _imagined_only(config: "RunConfig") -> "RunConfig":
     return replace(one, method=replace(one.method, real_share=0.0))
 
 
+def _true_judge(config: "RunConfig") -> "RunConfig":
+    one = _vlaw(config)
+    evaluation = replace(one.evaluation, truth="all")
+    return replace(one, method=replace(one.method, judge="physics"), evaluation=evaluation)
+
+
 def _all_real(config: "RunConfig") -> "RunConfig":
     """K + N real episodes of every task, and no world model."""
 
@@ -47,6 +53,7 @@ def _all_real(config: "RunConfig") -> "RunConfig":
 VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
     "vlaw": _vlaw,
     "filtered_bc": _filtered_bc,
+    "vlaw_true_judge": _true_judge,  # D_syn+ by what imagined actions do in physics
     "all_real": _all_real,  # what a perfect world model and a perfect judge would give
     "vlaw_half": _half,  # Figure 9: half as many imagined trajectories
     "vlaw_imagined_only": _imagined_only,  # Figure 9: no real data in the policy's batches

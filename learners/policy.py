@@ -1,6 +1,6 @@
 """Trains the policy by flow matching on successes of D_real and D_syn (Eq. 4, 7)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +31,7 @@ STATISTICS_BATCH = 512  # windows that a fresh policy's normalisation is fitted 
 
 @dataclass(frozen=True, slots=True)
 class PolicySources:
-    """What the policy learns from: real successes and, if there are any, accepted imagined ones and
-    demonstrations.
+    """What the policy learns from: real successes and, if there are any, accepted imagined ones.
 
     With ``beta`` > 0 a trajectory weighs exp(A / beta); A is its entry in ``score`` (P('yes'), or
     1 for a real success) minus the mean over its task.
@@ -40,9 +39,7 @@ class PolicySources:
 
     real: Selection
     imagined: Selection | None = None
-    demos: Selection | None = None
-    real_share: float = 0.5  # of what is left of a batch by demos, where both have trajectories
-    demo_share: float = 0.0  # of a batch, where there are demonstrations
+    real_share: float = 0.5  # of a batch, where both have trajectories
     beta: float = 0.0
     score: Mapping[str, float] = field(default_factory=dict)
 
@@ -104,15 +101,12 @@ class PolicyData:
         idle: IdleConfig | None = None,
     ) -> None:
         self._horizon, self._config = horizon, config
-        given = {
-            "demos": sources.demos if sources.demo_share else None,
-            "real": sources.real,
-            "imagined": sources.imagined,
-        }
-        parts = {name: Episodes(chosen) for name, chosen in given.items() if chosen}
-        windows = {name: _moving(part, idle or IdleConfig()) for name, part in parts.items()}
-        filled = {name: found for name, found in windows.items() if len(found)}
-        if not filled and any(map(len, parts.values())):
+        selections = [sources.real] + ([sources.imagined] if sources.imagined else [])
+        parts = [Episodes(selection) for selection in selections]
+        shares = [sources.real_share, 1 - sources.real_share]
+        windows = [_moving(part, idle or IdleConfig()) for part in parts]
+        filled = [(p, w, s) for p, w, s in zip(parts, windows, shares, strict=False) if len(w)]
+        if not filled and any(map(len, parts)):
             raise ValueError(
                 "the idle filter leaves no tick of the successful trajectories to train the policy "
                 "on: they are shorter than policy.idle.moving and policy.idle.tail. Lower those, "
@@ -123,15 +117,15 @@ class PolicyData:
                 "zero successful trajectories to train the policy on; collect more rollouts "
                 "(task.<name>.rollouts) or demonstrations (demos.per_task)"
             )
-        self._parts = [parts[name] for name in filled]
-        self._sizes = [len(found) for found in filled.values()]
+        self._parts = [part for part, _, _ in filled]
+        self._sizes = [len(found) for _, found, _ in filled]
         self._numbered = np.concatenate(  # (place, 3): part, episode in it, frame
             [
                 np.concatenate([np.full((len(found), 1), part), found], axis=1)
-                for part, found in enumerate(filled.values())
+                for part, (_, found, _) in enumerate(filled)
             ]
         )
-        self._shares = _shares(sources, list(filled))
+        self._first_share = filled[0][2] if len(filled) == 2 else 1.0
         task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
         self._weight = advantage_weights(sources.score, task, sources.beta)
 
@@ -163,9 +157,9 @@ class PolicyData:
     def _draw(self, stream: str, step: int, count: int) -> np.ndarray:
         """Places in ``all``, in random order."""
         rng = step_rng(self._config.seed, stream, step)
-        ends = np.round(count * np.cumsum(self._shares)).astype(int)
+        first = round(count * self._first_share)
         drawn, before = [], 0
-        for there, size in zip(self._sizes, np.diff(ends, prepend=0), strict=True):
+        for there, size in zip(self._sizes, (first, count - first), strict=False):
             drawn.append(before + rng.integers(there, size=size))
             before += there
         return rng.permutation(np.concatenate(drawn))
@@ -193,17 +187,6 @@ class PolicyData:
             actions=np.stack([action_window(r.actions, tick, self._horizon) for r, tick in pairs]),
             weight=self._weights(picks),
         )
-
-
-def _shares(sources: PolicySources, filled: Sequence[str]) -> list[float]:
-    """Of a batch, by part: real and imagined divide what the demonstrations leave."""
-    if filled == ["demos"]:
-        return [1.0]
-    demos = sources.demo_share if "demos" in filled else 0.0
-    both = {"real", "imagined"} <= set(filled)
-    real = sources.real_share if both else float("real" in filled)
-    share = {"demos": demos, "real": (1 - demos) * real, "imagined": (1 - demos) * (1 - real)}
-    return [share[name] for name in filled]
 
 
 def _moving(episodes: Episodes, idle: IdleConfig) -> Windows:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from contracts.statistics import Interval
 from services.report_data import Evaluation, Scores
 from services.report_html import number, percent, text
 
@@ -206,32 +207,50 @@ def _bars(values: np.ndarray, tone: int, x: Scale, base_tall: tuple[float, float
     return "".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A share with its interval, on a line of its own; NaN: not evaluated. ``words`` show on it."""
+
+    name: str
+    value: float
+    interval: Interval
+    words: str
+    tone: int = 0
+
+
 def intervals(rows: Sequence[Evaluation]) -> str:
     """Success rates with their 95 % Wilson intervals on one axis from 0 to 100 %."""
-    step, left = 30.0, 92.0
-    x = Scale(0.0, 1.0, left, WIDTH - 20)
-    bottom = TOP + step * len(rows) + 4
+    marks = [
+        Mark(r.stage, r.rate, r.interval, f"{r.stage}: {r.successes} of {r.n}", int(r.control))
+        for r in rows
+    ]
+    return whiskers(marks, f"success rates, {rows[0].task}")
+
+
+def whiskers(marks: Sequence[Mark], label: str, low: float = 0.0) -> str:
+    """Shares on one axis from ``low`` to 100 %; zero is dashed where it lies inside."""
+    step, left = 30.0, 34.0 + 5.8 * max(10, *(len(mark.name) for mark in marks))
+    x = Scale(low, 1.0, left, WIDTH - 20)
+    bottom = TOP + step * len(marks) + 4
     parts = []
-    for m in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(x(m), TOP, x(m), bottom, "rule"))
+    for m in (0.0, 0.25, 0.5, 0.75, 1.0) if low == 0 else (-1.0, -0.5, 0.0, 0.5, 1.0):
+        parts.append(_line(x(m), TOP, x(m), bottom, "alpha" if low < 0 and m == 0 else "rule"))
         parts.append(_text(x(m), bottom + 16, f"{100 * m:.0f} %"))
-    for index, row in enumerate(rows):
+    for index, mark in enumerate(marks):
         y = TOP + step * (index + 0.5)
-        parts.append(_text(left - 10, y + 4, row.stage, "end"))
-        parts.append(_whisker(row, x, y))
-    return _svg("".join(parts), f"success rates, {rows[0].task}", bottom + 24)
+        parts.append(_text(left - 10, y + 4, mark.name, "end"))
+        parts.append(_whisker(mark, x, y))
+    return _svg("".join(parts), label, bottom + 24)
 
 
-def _whisker(row: Evaluation, x: Scale, y: float) -> str:
-    if row.successes is None or not row.n:
+def _whisker(mark: Mark, x: Scale, y: float) -> str:
+    if not math.isfinite(mark.value):
         return _text(x(0.5), y + 4, "not evaluated", kind="none")
-    tone = "t1" if row.control else "t0"
-    low, high = x(row.interval.low), x(row.interval.high)
-    words = f"{row.stage}: {row.successes} of {row.n}"
+    tone, low, high = f"t{mark.tone}", x(mark.interval.low), x(mark.interval.high)
     return (
         _line(low, y, high, y, f"{tone} whisker")
-        + f'<circle cx="{x(row.rate):.1f}" cy="{y:.1f}" r="5" class="{tone} fill">'
-        + f"<title>{text(words)}</title></circle>"
+        + f'<circle cx="{x(mark.value):.1f}" cy="{y:.1f}" r="5" class="{tone} fill">'
+        + f"<title>{text(mark.words)}</title></circle>"
     )
 
 

@@ -34,6 +34,7 @@ def test_the_tables_are_of_what_the_runs_did(undisturbed, tmp_path):
     place_of(tmp_path, "vlaw", 0).symlink_to(undisturbed)
     text = write(config, tmp_path).read_text()
     numbers = json.loads((tmp_path / "study.json").read_text())
+    assert "<title>vlaw-1: " in (tmp_path / "study.html").read_text()
     rows = {row["name"]: row for row in numbers["rows"]}
     assert list(rows) == ["base", "vlaw-1", "control"]
     for name, row in rows.items():

@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from cluster import vlaw
+from cluster import learning, vlaw
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import Context, Versions
-from configs.run import RunConfig, TaskOverrides
+from configs.run import MethodConfig, RunConfig, TaskOverrides
 from contracts.types import Label, Provenance, Verdict
 from envs.fake import counting_trajectory
 from replay.store import ReplayStore
@@ -52,6 +52,20 @@ def test_the_task_that_has_none_is_refused_and_the_other_one_is_not(run):
     assert reason[0] == "erase"
     assert reason[1].startswith("D_syn+ holds 0 trajectories with P('yes') > 0.8, fewer than")
     assert "It has no real success either" in reason[1]
+
+
+def test_physics_as_the_judge_takes_what_really_succeeds(run):
+    """Of the accepted only one does, and of erase one that could not be scored."""
+    run.config.method.judge = "physics"
+    names = [f"imagined-1-book-0000{k}" for k in range(3)]
+    truths = {"book": dict(zip(names, (False, True, False), strict=True))}
+    truths["erase"] = {"imagined-1-erase-00001": True}
+    run.stages.run("1 truth", lambda: truths)
+    found = {"book": {names[1]: 1.0}, "erase": {"imagined-1-erase-00001": 1.0}}
+    assert learning.accepted_ids(run, 1) == found
+    assert vlaw.refusals(run, NEWEST) == {}
+    with pytest.raises(ValueError, match=r"method\.judge=physics.*evaluation\.truth=all"):
+        RunConfig(task={"book": TaskOverrides()}, method=MethodConfig(judge="physics"))
 
 
 def test_too_few_are_as_good_as_none(run):

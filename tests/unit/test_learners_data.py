@@ -80,21 +80,6 @@ def test_policy_batch_holds_the_real_share_exactly(tmp_path, share, real):
         assert np.sum(owner == 20) == 32 - real
 
 
-def test_demonstrations_take_their_share_before_real_and_imagined(tmp_path):
-    """A quarter of 32 is 8; of the other 24 two thirds are real."""
-    found = {
-        name: store_of(tmp_path / name, [(f"{name}{k}", 30, True) for k in range(index + 1)])
-        for index, name in enumerate(("demos", "real", "imagined"))
-    }
-    last = {name: Selection(store, store.ids()[-1:]) for name, store in found.items()}
-    sources = PolicySources(**last, demo_share=0.25, real_share=2 / 3)
-    owner = PolicyData(sources, 15, plan(32)).sample(1).images[:, 0, 0, 0, 1]
-    assert [int(np.sum(owner == green)) for green in (10, 20, 30)] == [8, 16, 8]
-    without = PolicySources(last["real"], demos=last["demos"], demo_share=0.25)
-    owner = PolicyData(without, 15, plan(32)).sample(1).images[:, 0, 0, 0, 1]
-    assert [int(np.sum(owner == green)) for green in (10, 20)] == [8, 24]
-
-
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_rows_are_the_places_of_a_step_s_windows_among_all(tmp_path, block):
     true = store_of(tmp_path / "real", [("a", 30, True), ("b", 21, True)])

@@ -1,5 +1,6 @@
 """The study's numbers by hand, and what its variants change."""
 
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from configs.run import EvaluationConfig, MethodConfig, RunConfig, TaskConfig, T
 from configs.study import VARIANTS, StudyConfig, variant
 from contracts.statistics import wilson
 from services.study import Row, Spent, difference, mean_interval, to_markdown
+from services.study_page import study_page
 
 REDRAWS = 2000
 
@@ -110,6 +112,10 @@ ALONE = {"evaluation.control": False}
         ("vlaw", {}),
         ("filtered_bc", ALONE | {"method.kind": "filtered_bc"}),
         (
+            "vlaw_true_judge",
+            ALONE | {"method.judge": "physics", "evaluation.truth": "all"},
+        ),
+        (
             "all_real",
             ALONE
             | {"method.kind": "filtered_bc", "task.book.rollouts": 34, "task.draw.rollouts": 11},
@@ -153,3 +159,33 @@ def test_what_cannot_be_studied_is_refused(changes, message):
 def test_impossible_numbers_of_a_study_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StudyConfig(**changes)
+
+
+def test_the_page_shows_every_rate_once_and_where_its_interval_lies():
+    """A mark at share s lies at left + s x (end - left), whatever the page around it."""
+    rows = [
+        row("base", book=[[1, 0, 0, 0]], draw=[[0, 0, 0, 0]]),
+        row("vlaw-1", book=[[1, 1, 1, 0]], draw=[[1, 0, 0, 0]]),
+        row("bc-1", book=[[1, 1, 0, 0]], draw=[[0, 0, 0, 0]]),
+        row("control", book=[[1, 0, 0, 0]], draw=[[0, 1, 0, 0]]),
+    ]
+    means = {one.name: mean_interval(one, REDRAWS) for one in rows}
+    gaps = [difference(rows[1], rows[0], REDRAWS), difference(rows[1], rows[2], REDRAWS)]
+    page = study_page(rows, means, gaps, [Spent("vlaw", 0, 60.0, 10, 30.0, 5, 5, 2)])
+    assert "<title>Study: book, draw</title>" in page
+    assert "Starts per task and policy: 4" in page
+    circle = {
+        words: (float(x), tone)
+        for x, tone, words in re.findall(
+            r'<circle cx="([\d.]+)"[^>]*class="t(\d) fill"><title>([^<]+)</title>', page
+        )
+    }
+    assert circle["base: 12.5%"][1] == circle["vlaw-1: 50.0%"][1] == "0"
+    assert circle["bc-1: 25.0%"][1] == "2"
+    assert circle["control: 25.0%"][1] == "1"
+    assert circle["vlaw-1: 50.0%"][0] - circle["base: 12.5%"][0] == pytest.approx(
+        3 * (circle["bc-1: 25.0%"][0] - circle["base: 12.5%"][0]), abs=0.3
+    )
+    assert circle["vlaw-1: 3 of 4"][0] > circle["vlaw-1: 1 of 4"][0]
+    assert "<td>vlaw-1 - base</td><td>+37.5</td>" in page
+    assert "<td>2 of 5 executed</td>" in page
