@@ -16,6 +16,7 @@ from cluster.context import Context, Versions
 from cluster.handles import run_once
 from cluster.latents import extract, training_ids
 from cluster.training import OnStep, fit
+from configs.method import SteeringConfig
 from configs.policy import PolicyConfig
 from configs.reward import RewardConfig
 from configs.training import TrainConfig
@@ -264,6 +265,34 @@ def improve(run: Context, iteration: int, versions: Versions, refused: list[str]
         (method.real_share, method.advantage_beta),
     )
     return learn(run, f"{iteration} train policy", course, work, run.config.policy.train)
+
+
+def steer(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
+    """Choose the policy's noise anew by SAC on all decisions of D_real (DSRL)."""
+    config, real = run.config, list(run.reader("real").ids())
+    policies = {
+        version: Path(run.checkpoints.open("policy", version).uri) for version in range(iteration)
+    }
+    course = Course("policy", iteration, versions.policy, {"real episodes": len(real)})
+    work = partial(_steer, config.policy, config.method.steering, policies,
+                   (run.store_folder("real"), real))  # fmt: skip
+    steps = replace(config.policy.train, steps=config.method.steering.steps)
+    return learn(run, f"{iteration} train policy", course, work, steps)
+
+
+def _steer(
+    config: PolicyConfig,
+    steering: SteeringConfig,
+    policies: dict[int, Path],
+    real: tuple[Path, list[str]],
+    places: Places,
+    on_step: OnStep,
+) -> TrainResult:
+    # Late: its library takes seconds to import, and every learner's process imports this module.
+    from learners.steering import SteeringSources, train_steering  # noqa: PLC0415
+
+    sources = SteeringSources(Selection(ReplayStore.open(real[0]), real[1]), policies)
+    return train_steering(config, steering, sources, places.out, on_step)
 
 
 def control(run: Context, version: int, iterations: int) -> dict[str, Any]:

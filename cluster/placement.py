@@ -62,7 +62,7 @@ def processes(run: RunConfig, tasks: list[str]) -> list[Process]:
 
 def _learning(run: RunConfig) -> list[Process]:
     c = run.cluster
-    learners = [] if run.method.kind == "filtered_bc" else ["world model", "reward"]
+    learners = ["world model", "reward"] if run.method.kind == "vlaw" else []
     if run.method.update_policy:
         learners.append("policy")
     count, cpus, gpus = c.learner_workers, c.learner_cpus, c.learner_gpus

@@ -114,7 +114,10 @@ def improve(run: Context, i: int, newest: Versions) -> Versions:
     if set(refused) == set(run.tasks):
         run.reporter.say(f"  no task may update the policy: it stays at v{newest.policy}")
         return newest
-    stage(f"{i} train policy", lambda: learning.improve(run, i, newest, list(refused)))
+    if run.config.method.kind == "dsrl":
+        stage(f"{i} train policy", lambda: learning.steer(run, i, newest))
+    else:
+        stage(f"{i} train policy", lambda: learning.improve(run, i, newest, list(refused)))
     return replace(newest, policy=i)
 
 
@@ -123,7 +126,7 @@ def refusals(run: Context, newest: Versions) -> dict[str, str]:
 
     An update on an empty D_syn+ is how a re-implementation of the paper fell from 78 to 17 percent.
     """
-    if run.config.method.kind == "filtered_bc":
+    if run.config.method.kind != "vlaw":
         store = run.reader("real")
         successes = learning.real_successes(store).ids
         done = {store.provenance(name).task for name in successes}

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from configs.audit import AuditConfig
-from configs.checks import at_least, has_base, inside, one_of, share, worker_count
+from configs.checks import at_least, has_base, inside, one_of, worker_count
 from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
+from configs.method import MethodConfig
 from configs.policy import PolicyConfig
 from configs.remote import ServeConfig
 from configs.replay_eval import ReplayEvalConfig
@@ -16,8 +17,6 @@ from configs.robot import TASKS, RobotConfig
 from configs.study import StudyConfig, check_study
 from configs.world_model import WorldModelConfig
 
-METHODS = ("vlaw", "filtered_bc")
-JUDGES = ("reward", "physics")
 JOBS = (
     "loop",
     "replay_eval",
@@ -88,23 +87,6 @@ class TaskOverrides:
     accept: int | None = None
     min_success: int | None = None
     max_ticks: int | None = None
-
-
-@dataclass
-class MethodConfig:
-    kind: str = "vlaw"
-    iterations: int = 2
-    update_policy: bool = True  # false: only collect, imagine and train what judges the policy
-    real_share: float = 0.5  # of a policy batch drawn from real successes, the rest from imagined
-    judge: str = "reward"  # of D_syn+; physics: what only a simulator knows, to find what limits
-    advantage_beta: float = 0.0  # > 0: weight samples by exp(A / beta) (Eq. 7)
-
-    def __post_init__(self) -> None:
-        one_of("method.kind", self.kind, METHODS)
-        at_least("method.iterations", self.iterations, 1)
-        at_least("method.advantage_beta", self.advantage_beta, 0)
-        one_of("method.judge", self.judge, JUDGES)
-        share("method.real_share", self.real_share)
 
 
 @dataclass
@@ -220,6 +202,10 @@ class RunConfig:
         self._check_local_cluster()
         if self.job == "study":
             check_study(self)
+        if self.method.kind == "dsrl" and self.policy.kind != "embedded":
+            raise ValueError(
+                f"method=dsrl steers the noise of policy=embedded, not of policy={self.policy.kind}"
+            )
         simulated = self.robot.kind == "mujoco" and self.evaluation.truth == "all"
         if self.method.judge == "physics" and not simulated:
             raise ValueError(

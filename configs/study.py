@@ -18,6 +18,10 @@ def _filtered_bc(config: "RunConfig") -> "RunConfig":
     return replace(config, method=replace(config.method, kind="filtered_bc"))
 
 
+def _dsrl(config: "RunConfig") -> "RunConfig":
+    return replace(config, method=replace(config.method, kind="dsrl"))
+
+
 def _half(config: "RunConfig") -> "RunConfig":
     """Of every task's own N, too."""
     tasks = {
@@ -53,6 +57,7 @@ def _all_real(config: "RunConfig") -> "RunConfig":
 VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
     "vlaw": _vlaw,
     "filtered_bc": _filtered_bc,
+    "dsrl": _dsrl,  # the policy stays; SAC steers its noise
     "vlaw_true_judge": _true_judge,  # D_syn+ by what imagined actions do in physics
     "all_real": _all_real,  # what a perfect world model and a perfect judge would give
     "vlaw_half": _half,  # Figure 9: half as many imagined trajectories

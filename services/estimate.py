@@ -128,7 +128,9 @@ class _Plan:
             if kind == "vlaw":
                 yield from self.inside_the_world_model(i)
             if config.method.update_policy:
-                yield self.training(f"{i} train policy", config.policy.train.steps)
+                steered = kind == "dsrl"
+                steps = config.method.steering.steps if steered else config.policy.train.steps
+                yield self.training(f"{i} train policy", steps)
                 yield self.evaluation(f"{kind}-{i}")
         if config.evaluation.control and config.method.update_policy:
             yield self.training("train control", config.policy.train.steps * iterations)

@@ -18,6 +18,7 @@ from models.embedded.augment import random_light
 from models.embedded.layers import fresh, normal
 from models.embedded.points import FEATURES, ChunkDenoiser, PointEncoder
 from models.embedded.rows import in_groups, noise_of
+from models.embedded.steering import Steering, chunk_mean, with_mean
 from models.embedded.store import read_checkpoint, write_checkpoint
 from models.embedded.words import hashed_words
 from models.interfaces import Batch, PolicyBatch
@@ -138,6 +139,7 @@ class EmbeddedPolicy:
         self._cfg = cfg
         self._sizes = PolicySizes.of(cfg)
         self._net: FlowPolicyNet = fresh(lambda: FlowPolicyNet(self._sizes), seed)
+        self.steering: Steering | None = None  # chooses the noise, where there is one
 
     @classmethod
     def load(cls, cfg: PolicyConfig, folder: Path, version: int) -> "EmbeddedPolicy":
@@ -145,6 +147,7 @@ class EmbeddedPolicy:
         policy = cls(cfg, seed=0)
         read_checkpoint(folder, _KIND, asdict(policy._sizes), policy._net)
         policy._net.encoders.requires_grad_(not cfg.embedded.freeze_encoder)
+        policy.steering = Steering.load(folder)
         policy.version = version
         return policy
 
@@ -168,6 +171,8 @@ class EmbeddedPolicy:
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write model.safetensors and config.json; ``half`` stores float16 weights."""
         write_checkpoint(folder, _KIND, asdict(self._sizes), self._net, half)
+        if self.steering is not None:
+            self.steering.save(folder)
 
     def module(self) -> nn.Module:
         return self._net
@@ -246,10 +251,24 @@ class EmbeddedPolicy:
             np.array([state.gripper_position for state in states], np.float32),
             [item.instruction for item in observations],
         )
-        shape = (self._sizes.horizon, ACTION_DIM)
-        noise = torch.stack([noise_of([seed], shape) for seed in seeds]).to(self._device)
+        noise = self._noise(seeds)
         actions = in_groups(self._sample, *inputs, noise, size=_GROUP).cpu().numpy()
         return [ActionChunk(row, self.version) for row in _of_joints(joints, actions)]
+
+    @torch.no_grad()
+    def choices(
+        self, batch: PolicyBatch, seeds: Sequence[int]
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch dim"]]:
+        """What the policy went by when it decided with these seeds, and the mean of its noise."""
+        windows = self.prepare(batch)
+        seen = self._net.look(centred(windows.images), windows.proprio, windows.words)
+        features = torch.cat([seen, windows.proprio, windows.words], dim=1)
+        own = chunk_mean(self._noise(seeds))
+        return features, own if self.steering is None else self.steering(features, own)
+
+    def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "batch horizon 8"]:
+        shape = (self._sizes.horizon, ACTION_DIM)
+        return torch.stack([noise_of([seed], shape) for seed in seeds]).to(self._device)
 
     def _sample(
         self, images: Tensor, proprio: Tensor, words: Tensor, noise: Tensor
@@ -257,6 +276,9 @@ class EmbeddedPolicy:
         """Euler steps from noise at t = 1 to actions of the flange at t = 0."""
         seen = self._net.look(centred(images), proprio, words)
         context = self._net.context(seen, proprio, words)
+        if self.steering is not None:
+            features = torch.cat([seen, proprio, words], dim=1)
+            noise = with_mean(noise, self.steering(features, chunk_mean(noise)))
         actions, steps = noise, self._cfg.flow_steps
         for step in range(steps):
             time = torch.full((len(noise),), 1 - step / steps, device=noise.device)

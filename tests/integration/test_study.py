@@ -4,7 +4,9 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from cluster.study import is_done, place_of, write
 from configs.run import EvaluationConfig, MethodConfig, RunConfig, TaskOverrides
@@ -64,8 +66,32 @@ def test_a_report_of_half_a_run_makes_no_run_done(undisturbed, tmp_path):
 
 
 @pytest.mark.long
+def test_dsrl_steers_the_base_policy_in_every_iteration(start, tiny, tmp_path):
+    """The published base succeeds often enough; the second actor learns from the first one's."""
+    flags = [
+        "method=dsrl",
+        "task=book",
+        "policy.checkpoint=base",
+        "policy.embedded.freeze_encoder=true",
+    ]
+    flags += ["each_task.rollouts=5", "evaluation.episodes=2", "evaluation.control=false"]
+    job = start(tmp_path, *tiny, *flags, "method.iterations=2", "method.steering.steps=60")
+    assert job.end() == 0, job.output
+    weights = [
+        load_file(tmp_path / f"checkpoints/policy/v000{k}/steering.safetensors") for k in (1, 2)
+    ]
+    assert np.any(weights[0]["mean.weight"] != weights[1]["mean.weight"])
+    versions = [
+        row.provenance.policy_version
+        for row in ReplayStore.open(tmp_path / "stores/real").episodes()
+    ]
+    assert sorted(versions) == [0] * 5 + [1] * 5
+    assert len(counted(tmp_path, "dsrl-2")) <= 1
+
+
+@pytest.mark.long
 def test_a_study_goes_on_after_a_stop_and_refuses_other_settings(start, loop, events, tmp_path):
-    flags = [*loop, "job=study", "study.variants=[vlaw,filtered_bc]", "study.seeds=[3]"]
+    flags = [*loop, "job=study", "study.variants=[vlaw,filtered_bc,dsrl]", "study.seeds=[3]"]
     job = start(tmp_path, *flags)
     first, second = (place_of(tmp_path, name, 3) for name in ("vlaw", "filtered_bc"))
     job.when(lambda: len(events(second, "begin")) > 1)
@@ -83,7 +109,7 @@ def test_a_study_goes_on_after_a_stop_and_refuses_other_settings(start, loop, ev
     assert again.end() == 0, again.output
     assert (first / "events.jsonl").read_text() == done  # it was not opened again
     rows = {row["name"]: row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
-    assert list(rows) == ["base", "vlaw-1", "filtered_bc-1", "control"]
+    assert list(rows) == ["base", "vlaw-1", "filtered_bc-1", "dsrl-1", "control"]
     budget, same = (ReplayStore.open(run / "stores" / "real") for run in (first, second))
     assert sorted(budget.ids()) == sorted(same.ids())
     for name in budget.ids():  # the same real episodes, bit by bit
