@@ -23,7 +23,7 @@ from models.embedded.policy import EmbeddedPolicy
 from models.embedded.steering import Steering
 from models.interfaces import PolicyBatch
 
-_ENTROPY = "auto_0.01"  # its weight at first; with SAC's 1 it drowns a reward of at most 1
+_ENTROPY = "auto_0.1"  # its weight at first; with SAC's 1 it drowns a reward of at most 1
 _ROUND = 50  # gradient steps between two reports
 
 
