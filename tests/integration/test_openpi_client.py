@@ -64,7 +64,7 @@ WebsocketClientPolicy("127.0.0.1", int(sys.argv[1])).infer(request)
 print(json.dumps(found))
 """
 OPENPI_SERVER = """
-import asyncio, traceback
+import asyncio, signal, traceback
 import numpy as np
 from openpi_client import msgpack_numpy
 from websockets.asyncio.server import serve
@@ -94,6 +94,8 @@ async def main():
         print("serving at", server.sockets[0].getsockname()[1], flush=True)
         await asyncio.Future()
 
+# A shell that starts the tests in the background lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
 """
 
@@ -115,7 +117,11 @@ def serving(*command: str, env: dict[str, str]) -> Iterator[int]:
             yield int(process.stdout.readline().split(":")[-1].split()[-1])
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 @pytest.fixture(scope="module")
