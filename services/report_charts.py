@@ -227,13 +227,13 @@ def intervals(rows: Sequence[Evaluation]) -> str:
     return whiskers(marks, f"success rates, {rows[0].task}")
 
 
-def whiskers(marks: Sequence[Mark], label: str, low: float = 0.0) -> str:
-    """Shares on one axis from ``low`` to 100 %; zero is dashed where it lies inside."""
+def whiskers(marks: Sequence[Mark], label: str, low: float = 0.0, high: float = 1.0) -> str:
+    """Shares on one axis from ``low`` to ``high``; zero is dashed where it lies inside."""
     step, left = 30.0, 34.0 + 5.8 * max(10, *(len(mark.name) for mark in marks))
-    x = Scale(low, 1.0, left, WIDTH - 20)
+    x = Scale(low, high, left, WIDTH - 20)
     bottom = TOP + step * len(marks) + 4
     parts = []
-    for m in (0.0, 0.25, 0.5, 0.75, 1.0) if low == 0 else (-1.0, -0.5, 0.0, 0.5, 1.0):
+    for m in (low + (high - low) * quarter / 4 for quarter in range(5)):
         parts.append(_line(x(m), TOP, x(m), bottom, "alpha" if low < 0 and m == 0 else "rule"))
         parts.append(_text(x(m), bottom + 16, f"{100 * m:.0f} %"))
     for index, mark in enumerate(marks):

@@ -1,5 +1,6 @@
 """The study as a page: the paper's Figures 7 and 9 with intervals, the differences, the tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from services.study import Difference, Row, Spent
 
 STYLE = Path(__file__).with_name("report.css")
 CONTROL, OTHERS = 1, 2  # tones of the control and of what is compared with the first variant
-LOWEST = -1.0  # of a difference of shares
 
 
 def study_page(
@@ -90,7 +90,9 @@ def _gaps(gaps: Sequence[Difference]) -> str:
         for g in gaps
     ]
     heads = ("difference of means", "points", "95 %", "")
-    return figure("differences", whiskers(marks, "differences", LOWEST)) + table(
+    widest = max(abs(end) for g in gaps for end in (g.interval.low, g.interval.high))
+    end = min(1.0, max(0.1, math.ceil(10 * widest) / 10))
+    return figure("differences", whiskers(marks, "differences", -end, end)) + table(
         heads, [[text(cell) for cell in row] for row in found]
     )
 

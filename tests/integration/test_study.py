@@ -68,23 +68,17 @@ def test_a_report_of_half_a_run_makes_no_run_done(undisturbed, tmp_path):
 @pytest.mark.long
 def test_dsrl_steers_the_base_policy_in_every_iteration(start, tiny, tmp_path):
     """The published base succeeds often enough; the second actor learns from the first one's."""
-    flags = [
-        "method=dsrl",
-        "task=book",
-        "policy.checkpoint=base",
-        "policy.embedded.freeze_encoder=true",
-    ]
-    flags += ["each_task.rollouts=5", "evaluation.episodes=2", "evaluation.control=false"]
-    job = start(tmp_path, *tiny, *flags, "method.iterations=2", "method.steering.steps=60")
+    base = ["robot.height=48", "robot.width=80", "policy.embedded.width=256"]
+    base += ["policy.embedded.layers=3", "policy.checkpoint=base"]
+    flags = [*base, "method=dsrl", "task=book", "each_task.rollouts=5", "method.iterations=2"]
+    flags += ["evaluation.episodes=2", "evaluation.control=false", "method.steering.steps=60"]
+    job = start(tmp_path, *tiny, *flags)
     assert job.end() == 0, job.output
-    weights = [
-        load_file(tmp_path / f"checkpoints/policy/v000{k}/steering.safetensors") for k in (1, 2)
-    ]
+    published = tmp_path / "checkpoints" / "policy"
+    weights = [load_file(published / f"v000{k}" / "steering.safetensors") for k in (1, 2)]
     assert np.any(weights[0]["mean.weight"] != weights[1]["mean.weight"])
-    versions = [
-        row.provenance.policy_version
-        for row in ReplayStore.open(tmp_path / "stores/real").episodes()
-    ]
+    rows = ReplayStore.open(tmp_path / "stores" / "real").episodes()
+    versions = [row.provenance.policy_version for row in rows]
     assert sorted(versions) == [0] * 5 + [1] * 5
     assert len(counted(tmp_path, "dsrl-2")) <= 1
 
