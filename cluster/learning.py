@@ -269,9 +269,11 @@ def improve(run: Context, iteration: int, versions: Versions, refused: list[str]
 
 def steer(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
     """Choose the policy's noise anew by SAC on all decisions of D_real (DSRL)."""
-    config, real = run.config, list(run.reader("real").ids())
+    config, store = run.config, run.reader("real")
+    real = list(store.ids())
+    played = {store.provenance(name).policy_version for name in real}  # a refused one never did
     policies = {
-        version: Path(run.checkpoints.open("policy", version).uri) for version in range(iteration)
+        version: Path(run.checkpoints.open("policy", version).uri) for version in sorted(played)
     }
     course = Course("policy", iteration, versions.policy, {"real episodes": len(real)})
     work = partial(_steer, config.policy, config.method.steering, policies,

@@ -16,7 +16,7 @@ from configs.method import SteeringConfig
 from configs.policy import PolicyConfig
 from contracts.constants import NO_VERSION, TICKS_PER_FRAME
 from contracts.seeds import fold
-from learners.loop import OnStep, TrainResult, device_of
+from learners.loop import OnStep, TrainResult, device_of, shard
 from learners.policy import action_window
 from learners.selection import Episodes, Selection, commit, save_weights
 from models.embedded.policy import EmbeddedPolicy
@@ -121,7 +121,8 @@ def train_steering(
         on_step(len(losses), losses[-1])
     policy = EmbeddedPolicy.load(cfg, sources.policies[0], NO_VERSION)
     policy.steering = _exported(model, steering)
-    commit(save_weights(policy, out_folder), out_folder)
+    if shard()[0] == 0:
+        commit(save_weights(policy, out_folder), out_folder)
     seconds = time.monotonic() - start
     return TrainResult(tuple(losses), 0, seconds, kept_step=len(losses))
 

@@ -18,12 +18,12 @@ from services.replay_report_numbers import (
     table,
 )
 from services.replay_table import mean
-from services.report import STYLE
 from services.report_charts import Series, line_chart
 from services.report_html import (
     DASH,
     absent,
     details,
+    document,
     figure,
     fixed,
     grid,
@@ -124,16 +124,7 @@ def page(report: ReplayReport, media_bytes: int = MEDIA_BYTES) -> str:
         futures(report, budget),
         _protocol_section(report, budget),
     ]
-    links = "".join(f'<a href="#{name}">{text(label)}</a>' for name, label in PLACES.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(report.title)}</title>"
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{text(report.title)}</h1><p>{text(report.created)}</p></header>"
-        f"<nav>{links}</nav><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return document((report.title, report.created), PLACES, "".join(parts))
 
 
 def _table_section(report: ReplayReport) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from services.report_cost import cost
 from services.report_data import ReportData
-from services.report_html import text
+from services.report_html import document
 from services.report_live import PLACE, RELOAD_S, Now, running
 from services.report_material import films, learning, lineage, notes, world_model
 from services.report_media import Budget
@@ -14,7 +14,6 @@ from services.report_sections import imagination, judgement, success, summary, t
 from services.stages import write_json
 
 MEDIA_BYTES = 7_000_000  # of base64; the rest of a page is below 1 MB
-STYLE = Path(__file__).with_name("report.css")
 SCRIPT = Path(__file__).with_name("report.js")
 PLACES = {
     "summary": "Summary",
@@ -86,15 +85,5 @@ def _assembled(
     title: tuple[str, str], body: str, more: Mapping[str, str] | None = None, head: str = ""
 ) -> str:
     """A page. ``title``: its name and when it was made; ``more``: links before the usual ones."""
-    places = {**(more or {}), **PLACES}
-    links = "".join(f'<a href="#{name}">{text(label)}</a>' for name, label in places.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark">{head}'
-        f"<title>{text(title[0])}</title>"
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{text(title[0])}</h1><p>{text(title[1])}</p></header>"
-        f"<nav>{links}</nav><main>{body}</main>"
-        f"<script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>\n"
-    )
+    script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+    return document(title, {**(more or {}), **PLACES}, body, head, script)

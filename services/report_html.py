@@ -2,8 +2,10 @@
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+STYLE = Path(__file__).with_name("report.css")
 DASH = "\u2013"  # an en dash, where a number is missing
 
 
@@ -91,3 +93,20 @@ def figure(caption: str, body: str, legend: str = "") -> str:
 
 def details(summary: str, body: str) -> str:
     return f"<details><summary>{text(summary)}</summary>{body}</details>"
+
+
+def document(
+    title: tuple[str, str], links: Mapping[str, str], body: str, head: str = "", script: str = ""
+) -> str:
+    """A whole page. ``title``: its name and when it was made; ``links``: labels of its sections;
+    ``body``, ``head`` and ``script`` are HTML."""
+    menu = "".join(f'<a href="#{name}">{text(label)}</a>' for name, label in links.items())
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark">{head}'
+        f"<title>{text(title[0])}</title>"
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
+        f"<header><h1>{text(title[0])}</h1><p>{text(title[1])}</p></header>"
+        f"<nav>{menu}</nav><main>{body}</main>{script}</body></html>\n"
+    )

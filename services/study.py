@@ -40,8 +40,13 @@ class Row:
         return float(np.mean([grid.mean() for grid in self.success.values()]))
 
     def counts(self, task: str) -> tuple[int, int]:
-        """(successes, episodes) of a task, all seeds together."""
-        return int(self.success[task].sum()), self.success[task].size
+        """(successes, episodes) of a task, all seeds together.
+
+        A base that the seeds share plays the same starts in each: those are counted once.
+        """
+        grid = self.success[task]
+        shared = all((one == one[0]).all() for one in self.success.values())
+        return (int(grid[0].sum()), len(grid[0])) if shared else (int(grid.sum()), grid.size)
 
     def interval(self, task: str) -> Interval:
         """95 %, Wilson, as if all seeds' episodes were independent."""
@@ -129,43 +134,56 @@ def _bootstrap(values: Float[np.ndarray, "task seed start"], redraws: int, name:
     return Interval(float(low), float(high))
 
 
+Table = tuple[Sequence[str], list[list[str]]]  # heads, rows of cells
+
+
 def to_markdown(rows: Sequence[Row], gaps: Sequence[Difference], spent: Sequence[Spent]) -> str:
     """The tables of the study for ``docs/RESULTS.md``."""
-    return "\n\n".join([_success(rows), _gaps(gaps), _costs(spent)]) + "\n"
+    found = (success_table(rows), gap_table(gaps), cost_table(spent))
+    return "\n\n".join(map(_markdown, found)) + "\n"
 
 
-def _success(rows: Sequence[Row]) -> str:
+def success_table(rows: Sequence[Row]) -> Table:
     tasks = rows[0].tasks
-    lines = [_line("policy", *tasks, "mean of tasks"), _line(*["---"] * (len(tasks) + 2))]
-    for row in rows:
-        cells = [_rate(*row.counts(task), row.interval(task)) for task in tasks]
-        lines.append(_line(row.name, *cells, f"{row.mean:.1%}"))
-    return "\n".join(lines)
+    cells = [
+        [row.name, *(_rate(*row.counts(t), row.interval(t)) for t in tasks), f"{row.mean:.1%}"]
+        for row in rows
+    ]
+    return ("policy", *tasks, "mean of tasks"), cells
 
 
-def _gaps(gaps: Sequence[Difference]) -> str:
-    lines = [_line("difference of means", "points", "95 % (bootstrap)", ""), _line(*["---"] * 4)]
-    for gap in gaps:
-        name, found = f"{gap.better} - {gap.worse}", _points(gap.value)
-        between = f"{_points(gap.interval.low)} to {_points(gap.interval.high)}"
-        lines.append(_line(name, found, between, gap.conclusion))
-    return "\n".join(lines)
+def gap_table(gaps: Sequence[Difference]) -> Table:
+    cells = [
+        [
+            f"{gap.better} - {gap.worse}",
+            _points(gap.value),
+            f"{_points(gap.interval.low)} to {_points(gap.interval.high)}",
+            gap.conclusion,
+        ]
+        for gap in gaps
+    ]
+    return ("difference of means", "points", "95 % (bootstrap)", ""), cells
 
 
-def _costs(spent: Sequence[Spent]) -> str:
+def cost_table(spent: Sequence[Spent]) -> Table:
     heads = ("run", "seed", "minutes", "imagined", "per hour", "accepted")
     heads = (*heads, "s of imagination per accepted", "true of executed")
-    lines = [_line(*heads), _line(*["---"] * len(heads))]
-    for one in spent:
-        each = f"{one.seconds_per_accepted:.1f}" if one.accepted else "-"
-        true = _rate(one.true, one.executed, wilson(one.true, one.executed))
-        cells = (one.variant, one.seed, f"{one.seconds / 60:.0f}", one.imagined)
-        cells = (*cells, f"{one.per_hour:.0f}", one.accepted, each, true if one.executed else "-")
-        lines.append(_line(*map(str, cells)))
-    return "\n".join(lines)
+    return heads, [_cost(one) for one in spent]
 
 
-def _line(*cells: str) -> str:
+def _cost(one: Spent) -> list[str]:
+    each = f"{one.seconds_per_accepted:.1f}" if one.accepted else "-"
+    true = _rate(one.true, one.executed, wilson(one.true, one.executed))
+    cells = (one.variant, one.seed, f"{one.seconds / 60:.0f}", one.imagined, f"{one.per_hour:.0f}")
+    return [*map(str, cells), str(one.accepted), each, true if one.executed else "-"]
+
+
+def _markdown(table: Table) -> str:
+    heads, rows = table
+    return "\n".join(map(_line, [heads, ["---"] * len(heads), *rows]))
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

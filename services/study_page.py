@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from contracts.statistics import Interval
 from services.report_charts import Mark, whiskers
-from services.report_html import figure, grid, paragraph, section, table, text
-from services.study import Difference, Row, Spent
+from services.report_html import document, figure, grid, paragraph, section, table, text
+from services.study import (
+    Difference,
+    Row,
+    Spent,
+    Table,
+    cost_table,
+    gap_table,
+    success_table,
+)
 
-STYLE = Path(__file__).with_name("report.css")
+PLACES = {"mean": "Mean", "tasks": "Tasks", "differences": "Differences", "cost": "Cost"}
+
 CONTROL, OTHERS = 1, 2  # tones of the control and of what is compared with the first variant
 
 
@@ -24,27 +32,32 @@ def study_page(
     tones = {row.name: _tone(row.name, rows) for row in rows}
     title = f"Study: {', '.join(rows[0].tasks)}"
     known = f"Seeds: {seeds}. Starts per task and policy: {starts}, the same for all."
+    by_task = _table(success_table(rows))
     body = "".join(
         [
             section("mean", "Mean over tasks", paragraph(_ABOUT), _means(rows, means, tones)),
-            section("tasks", "By task (Figures 7 and 9)", _tasks(rows, tones)),
+            section(
+                "tasks",
+                "By task (Figures 7 and 9)",
+                _tasks(rows, tones),
+                _table(success_table(rows)),
+            ),
             section("differences", "Differences", paragraph(_PAIRED), _gaps(gaps)),
-            section("cost", "Cost", _costs(spent)),
+            section("cost", "Cost", _table(cost_table(spent))),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{text(title)}</title>'
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>"
-        f"<header><h1>{text(title)}</h1><p>{text(known)}</p></header>"
-        f"<main>{body}</main></body></html>\n"
-    )
+    return document((title, known), PLACES, body)
+
+
+def _table(found: Table) -> str:
+    heads, rows = found
+    return table(heads, [[text(cell) for cell in row] for row in rows])
 
 
 _ABOUT = (
     "Bars are 95 % intervals: of a mean by bootstrap over seeds and starts, of a task by Wilson. "
-    "control: the base after as many steps on demonstrations alone."
+    "control (where there is one): the base after as many steps on demonstrations alone. A base "
+    "that all seeds share is counted once."
 )
 _PAIRED = (
     "Mean over tasks of the first minus that of the second, from the same starts. A bar that "
@@ -85,34 +98,7 @@ def _gaps(gaps: Sequence[Difference]) -> str:
         Mark(f"{g.better} - {g.worse}", g.value, g.interval, f"{g.value:+.1%}: {g.conclusion}")
         for g in gaps
     ]
-    found = [
-        (f"{g.better} - {g.worse}", f"{100 * g.value:+.1f}", _between(g.interval), g.conclusion)
-        for g in gaps
-    ]
-    heads = ("difference of means", "points", "95 %", "")
     widest = max(abs(end) for g in gaps for end in (g.interval.low, g.interval.high))
     end = min(1.0, max(0.1, math.ceil(10 * widest) / 10))
-    return figure("differences", whiskers(marks, "differences", -end, end)) + table(
-        heads, [[text(cell) for cell in row] for row in found]
-    )
-
-
-def _between(interval: Interval) -> str:
-    return f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
-
-
-def _costs(spent: Sequence[Spent]) -> str:
-    heads = ("run", "seed", "minutes", "imagined", "per hour", "accepted", "really succeed")
-    rows = [
-        (
-            one.variant,
-            one.seed,
-            f"{one.seconds / 60:.0f}",
-            one.imagined,
-            f"{one.per_hour:.0f}",
-            one.accepted,
-            f"{one.true} of {one.executed} executed",
-        )
-        for one in spent
-    ]
-    return table(heads, [[text(cell) for cell in row] for row in rows])
+    shown = whiskers(marks, "differences", -end, end)
+    return figure("differences", shown) + _table(gap_table(gaps))

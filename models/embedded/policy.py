@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from models.embedded.points import FEATURES, ChunkDenoiser, PointEncoder
 from models.embedded.rows import in_groups, noise_of
 from models.embedded.steering import Steering, chunk_mean, with_mean
 from models.embedded.store import read_checkpoint, write_checkpoint
+from models.embedded.windows import Inputs, Wanted, Windows
 from models.embedded.words import hashed_words
 from models.interfaces import Batch, PolicyBatch
 
@@ -52,44 +52,6 @@ class PolicySizes:
         return cls(
             sizes.width, sizes.layers, sizes.points, list(sizes.views), sizes.words, cfg.horizon
         )
-
-
-class Inputs(NamedTuple):
-    """What the policy sees, as tensors; proprio is normalised."""
-
-    images: UInt8[Tensor, "batch views height width 3"]
-    proprio: Float[Tensor, "batch 17"]
-    words: Float[Tensor, "batch words"]
-
-
-class Wanted(NamedTuple):
-    """What a window asks of whoever has seen its images; all normalised."""
-
-    proprio: Float[Tensor, "batch 17"]
-    words: Float[Tensor, "batch words"]
-    actions: Float[Tensor, "batch horizon 8"]
-
-    def rows(self, index: Tensor) -> "Wanted":
-        return Wanted(*(column[index] for column in self))
-
-
-class Windows(NamedTuple):
-    """``Inputs`` and the normalised actions of flange and elbow that followed."""
-
-    images: UInt8[Tensor, "batch views height width 3"]
-    proprio: Float[Tensor, "batch 17"]
-    words: Float[Tensor, "batch words"]
-    actions: Float[Tensor, "batch horizon 8"]
-
-    def rows(self, index: Tensor | slice) -> "Windows":
-        return Windows(*(column[index] for column in self))
-
-    def without_images(self) -> Wanted:
-        return Wanted(self.proprio, self.words, self.actions)
-
-    @classmethod
-    def joined(cls, parts: Sequence["Windows"]) -> "Windows":
-        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class FlowPolicyNet(nn.Module):

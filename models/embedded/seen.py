@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.embedded.augment import random_light
-from models.embedded.policy import LIGHT, EmbeddedPolicy, Windows, centred
+from models.embedded.policy import LIGHT, EmbeddedPolicy, centred
+from models.embedded.windows import Windows
 from models.interfaces import Batch, PolicyBatch, Rows
 
 LIGHTS = 4  # in which every window is seen

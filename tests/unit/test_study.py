@@ -188,4 +188,14 @@ def test_the_page_shows_every_rate_once_and_where_its_interval_lies():
     )
     assert circle["vlaw-1: 3 of 4"][0] > circle["vlaw-1: 1 of 4"][0]
     assert "<td>vlaw-1 - base</td><td>+37.5</td>" in page
-    assert "<td>2 of 5 executed</td>" in page
+    assert "<td>vlaw-1</td><td>3/4 (30% to 95%)</td>" in page
+    assert "<td>2/5 (12% to 77%)</td>" in page
+
+
+def test_a_base_that_all_seeds_share_is_counted_once():
+    """The same policy from the same starts tells nothing new with another seed."""
+    shared = row("base", book=[[1, 0, 1, 1]] * 3, draw=[[0, 0, 0, 1]] * 3)
+    assert shared.counts("book") == (3, 4)
+    assert shared.interval("draw") == wilson(1, 4)
+    by_chance = row("vlaw-1", book=[[1, 0, 1, 1]] * 2, draw=[[0, 0, 0, 1], [0, 0, 1, 1]])
+    assert by_chance.counts("book") == (6, 8)

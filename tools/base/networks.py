@@ -23,8 +23,9 @@ from learners.reward import train_reward
 from learners.selection import step_rng
 from learners.world_model import WorldModelSources, train_world_model
 from models.build import load_policy, load_reward, load_world_model
-from models.embedded.policy import EmbeddedPolicy, Windows
+from models.embedded.policy import EmbeddedPolicy
 from models.embedded.seen import SeenPolicy
+from models.embedded.windows import Windows
 from models.interfaces import Batch, Rows
 from models.metrics.replay import Recording, replay
 
