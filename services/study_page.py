@@ -36,12 +36,7 @@ def study_page(
     body = "".join(
         [
             section("mean", "Mean over tasks", paragraph(_ABOUT), _means(rows, means, tones)),
-            section(
-                "tasks",
-                "By task (Figures 7 and 9)",
-                _tasks(rows, tones),
-                _table(success_table(rows)),
-            ),
+            section("tasks", "By task (Figures 7 and 9)", _tasks(rows, tones), by_task),
             section("differences", "Differences", paragraph(_PAIRED), _gaps(gaps)),
             section("cost", "Cost", _table(cost_table(spent))),
         ]
