@@ -86,8 +86,12 @@ def action_window(
 
 
 class PolicyData:
-    """Batches of windows that begin at a frame. The batch of a step is a function of
-    (seed, step) and of which trajectories there are.
+    """Batches of windows that begin at a frame: as many of every task, and of a task's
+    ``real_share`` from real trajectories where it has both kinds. The batch of a step is a function
+    of (seed, step) and of which trajectories there are.
+
+    By windows alone a task with few successes would hardly be seen, and the shared policy would
+    forget it.
 
     Raises:
         ValueError: there is no trajectory at all.
@@ -118,14 +122,13 @@ class PolicyData:
                 "(task.<name>.rollouts) or demonstrations (demos.per_task)"
             )
         self._parts = [part for part, _, _ in filled]
-        self._sizes = [len(found) for _, found, _ in filled]
         self._numbered = np.concatenate(  # (place, 3): part, episode in it, frame
             [
                 np.concatenate([np.full((len(found), 1), part), found], axis=1)
                 for part, (_, found, _) in enumerate(filled)
             ]
         )
-        self._first_share = filled[0][2] if len(filled) == 2 else 1.0
+        self._by_task = self._places([share for _, _, share in filled])
         task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
         self._weight = advantage_weights(sources.score, task, sources.beta)
 
@@ -154,14 +157,30 @@ class PolicyData:
     def _mine(self, step: int) -> np.ndarray:
         return self._draw("policy", step, self._config.batch)[my_share(self._config.batch)]
 
+    def _places(self, shares: list[float]) -> list[list[tuple[np.ndarray, float]]]:
+        """For each task its places in ``all`` by part, with the part's share of the task."""
+        named = np.array([self._parts[p].rows[row].provenance.task for p, row, _ in self._numbered])
+        parts = self._numbered[:, 0]
+        wanted = [part for part, share in enumerate(shares) if share] or [0]
+        found = []
+        for task in sorted(set(named[np.isin(parts, wanted)])):
+            places = [np.flatnonzero((named == task) & (parts == part)) for part in wanted]
+            there = [(its, shares[part]) for its, part in zip(places, wanted, strict=True)]
+            found.append([(its, share) for its, share in there if len(its)])
+        return found
+
     def _draw(self, stream: str, step: int, count: int) -> np.ndarray:
         """Places in ``all``, in random order."""
         rng = step_rng(self._config.seed, stream, step)
-        first = round(count * self._first_share)
-        drawn, before = [], 0
-        for there, size in zip(self._sizes, (first, count - first), strict=False):
-            drawn.append(before + rng.integers(there, size=size))
-            before += there
+        order = rng.permutation(len(self._by_task))  # who gets what the division leaves over
+        drawn = []
+        for turn, index in enumerate(order):
+            size = len(range(turn, count, len(order)))
+            *first, (last, _) = self._by_task[index]
+            for places, share in first:
+                drawn.append(rng.choice(places, round(size * share)))
+                size -= len(drawn[-1])
+            drawn.append(rng.choice(last, size))
         return rng.permutation(np.concatenate(drawn))
 
     def _weights(self, picks: np.ndarray) -> np.ndarray:

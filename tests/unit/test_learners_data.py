@@ -1,5 +1,6 @@
 """Batches of the policy and the world model: which windows, how often, with which weight."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,47 @@ def test_policy_batch_holds_the_real_share_exactly(tmp_path, share, real):
         owner = PolicyData(sources, 15, plan(32)).sample(step).images[:, 0, 0, 0, 1]
         assert np.sum(owner == 10) == real
         assert np.sum(owner == 20) == 32 - real
+
+
+def many_tasks(folder: Path, ticks: dict[str, int], seed: int = 10) -> ReplayStore:
+    """One success of each task, so many ticks long; ``seed`` is their green channel."""
+    store = ReplayStore.create_or_open(folder, LOSSLESS)
+    for task, length in ticks.items():
+        name = f"{folder.name}-{task}"
+        made_by = Provenance(name, "real", task, iteration=1, seed=seed)
+        store.add(counting_trajectory(made_by, length), Label(name, True, "simulator"))
+    store.close()
+    return ReplayStore.open(folder, LOSSLESS)
+
+
+@pytest.mark.parametrize(("batch", "each"), [(30, [10]), (32, [10, 11]), (2, [0, 1])])
+def test_tasks_share_a_policy_batch_equally_however_many_windows_they_have(tmp_path, batch, each):
+    store = many_tasks(tmp_path / "real", {"wipe": 90, "pour": 6, "fold": 45})
+    data = PolicyData(PolicySources(everything(store)), 15, plan(batch))
+    often = {"do wipe": 0, "do pour": 0, "do fold": 0}
+    for step in range(12):
+        asked = data.sample(step).instructions
+        counts = {task: asked.count(task) for task in often}
+        assert set(counts.values()) <= set(each)
+        assert sum(counts.values()) == batch
+        often = {task: often[task] + counts[task] for task in often}
+    assert min(often.values()) > 0  # what the division leaves over goes to each in turn
+
+
+def test_real_share_holds_within_every_task_that_has_both_kinds(tmp_path):
+    real = many_tasks(tmp_path / "real", {"wipe": 90, "pour": 6})
+    dreams = many_tasks(tmp_path / "dream", {"wipe": 9, "fold": 45}, seed=20)
+    both = (everything(real), everything(dreams))
+
+    def batch(share: float) -> Counter[tuple[str, int]]:
+        """How many windows of each task and kind (10: real, 20: dreamt)."""
+        drawn = PolicyData(PolicySources(*both, real_share=share), 15, plan(24)).sample(0)
+        return Counter(zip(drawn.instructions, drawn.images[:, 0, 0, 0, 1].tolist(), strict=True))
+
+    mixed = {("do wipe", 10): 6, ("do wipe", 20): 2, ("do pour", 10): 8, ("do fold", 20): 8}
+    assert batch(0.75) == mixed
+    assert batch(0.0) == {("do wipe", 20): 12, ("do fold", 20): 12}
+    assert batch(1.0) == {("do wipe", 10): 12, ("do pour", 10): 12}
 
 
 @pytest.mark.parametrize("block", [1, 4, 100])
