@@ -33,9 +33,9 @@ class Dream:
         return len(self.actions)
 
     def joint_motion(self) -> Float32[np.ndarray, " 7"]:
-        """Way [rad] of the last tick. A start state is an arm at rest: an episode's first frame."""
+        """Way [rad] of the last tick."""
         rows = self.joints[-1]
-        return rows[-1] - rows[-2] if len(rows) > 1 else np.zeros_like(rows[-1])
+        return rows[-1] - rows[-2] if self.chunks else self.item.start.joint_motion
 
     def observation(self) -> Observation:
         """The last imagined moment, as the policy would see it on the robot."""

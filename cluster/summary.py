@@ -247,7 +247,8 @@ def _films(run: Context) -> Iterator[Film]:
             parent = real.trajectory(dream.provenance.parent)
             truth = f"real: {parent.id} {outcome(real, parent.id)}"
             caption = f"{task}: {name} (P('yes') {p_yes:.2f}), {truth}"
-            yield Film(caption, dream.instruction, dream.frames, parent.frames, p_yes, FRAME_HZ)
+            beside = parent.frames[dream.provenance.parent_frame :]
+            yield Film(caption, dream.instruction, dream.frames, beside, p_yes, FRAME_HZ)
 
 
 def outcome(store: ReplayStore, name: str) -> str:

@@ -4,16 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from configs.run import RunConfig
+from contracts.constants import NEW_FRAMES, TICKS_PER_FRAME
 from contracts.seeds import fold
 from contracts.types import StartState, WorkItem
+from replay.codec import EpisodeRow
 from replay.store import ReplayStore
 from services.queue import TaskQueue
 
 
 def work_items(config: RunConfig, real: Path, task: str, iteration: int) -> list[WorkItem]:
-    """N items of one task, each from the first frame of a real episode of that task.
+    """N items of one task, as many from each of its real episodes: from the first frame, or, for
+    ``imagination.later_starts`` of them, from where the policy took another decision.
 
     A function of the config and the store of real episodes, which do not change meanwhile.
     """
@@ -21,28 +25,52 @@ def work_items(config: RunConfig, real: Path, task: str, iteration: int) -> list
     rows = [row for row in store.episodes() if row.provenance.task == task]
     if not rows:
         return []
+    count = config.for_task(task).imagine
     rng = np.random.default_rng(fold(config.seed, "starts", iteration, task))
-    order = np.concatenate(
-        [rng.permutation(len(rows)) for _ in range(config.for_task(task).imagine // len(rows) + 1)]
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(count // len(rows) + 1)])
+    later = rng.random(count) < config.imagination.later_starts
+    picked = [rows[int(index)] for index in order[:count]]
+    starts = [
+        (row.id, _decision(rng, row.num_frames) if is_later else 0)
+        for row, is_later in zip(picked, later, strict=True)
+    ]
+    different = sorted(set(starts))
+    read = store.frames_many([(name, [frame]) for name, frame in different])
+    pictures = dict(zip(different, read, strict=True))
+    return [
+        WorkItem(
+            f"imagined-{iteration}-{task}-{k:05d}",
+            _start(row, where[1], pictures[where][0]),
+            iteration,
+            fold(config.seed, "imagine", iteration, task, k),
+        )
+        for k, (row, where) in enumerate(zip(picked, starts, strict=True))
+    ]
+
+
+def _decision(rng: np.random.Generator, num_frames: int) -> int:
+    """A frame in the first half of an episode at which a chunk ended; 0 of one that has none.
+
+    Behind that a success is nearly done and a failure is mostly lost.
+    """
+    decisions = np.arange(NEW_FRAMES, num_frames // 2 + 1, NEW_FRAMES)
+    return int(rng.choice(decisions)) if len(decisions) else 0
+
+
+def _start(
+    row: EpisodeRow, frame: int, picture: UInt8[np.ndarray, "3 height width 3"]
+) -> StartState:
+    tick = TICKS_PER_FRAME * frame
+    return StartState(
+        parent=row.id,
+        parent_frame=frame,
+        task=row.provenance.task,
+        instruction=row.instruction,
+        frame=picture,
+        joint_position=row.joint_position[tick],
+        gripper_position=float(row.gripper_position[tick]),
+        joint_motion=row.joint_position[tick] - row.joint_position[max(tick - 1, 0)],
     )
-    firsts = {row.id: store.frames(row.id, [0])[0] for row in rows}
-    items = []
-    for k in range(config.for_task(task).imagine):
-        row = rows[int(order[k])]
-        start = StartState(
-            parent=row.id,
-            parent_frame=0,
-            task=task,
-            instruction=row.instruction,
-            frame=firsts[row.id],
-            joint_position=row.joint_position[0],
-            gripper_position=float(row.gripper_position[0]),
-        )
-        name = f"imagined-{iteration}-{task}-{k:05d}"
-        items.append(
-            WorkItem(name, start, iteration, fold(config.seed, "imagine", iteration, task, k))
-        )
-    return items
 
 
 class QueueProcess(TaskQueue):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from configs.audit import AuditConfig
-from configs.checks import at_least, has_base, inside, one_of, worker_count
+from configs.checks import at_least, has_base, inside, one_of, share, worker_count
 from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
 from configs.method import MethodConfig
@@ -94,12 +94,14 @@ class ImaginationConfig:
     slots: int = 16  # trajectories that one worker has under way
     groups: int = 2  # they take turns: one in the world model, the others with policy and host
     max_chunks: int = 20  # longest imagined trajectory (paper: 20)
+    later_starts: float = 0.0  # share that begins in the middle of a real episode (paper: none)
     lease_s: float = 300.0  # a worker silent for this long is replaced, its work goes to another
 
     def __post_init__(self) -> None:
         at_least("imagination.slots", self.slots, 1)
         at_least("imagination.groups", self.groups, 1)
         at_least("imagination.max_chunks", self.max_chunks, 1)
+        share("imagination.later_starts", self.later_starts)
         at_least("imagination.lease_s", self.lease_s, 1)
 
 

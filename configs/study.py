@@ -43,6 +43,26 @@ def _true_judge(config: "RunConfig") -> "RunConfig":
     return replace(one, method=replace(one.method, judge="physics"), evaluation=evaluation)
 
 
+def _later_starts(config: "RunConfig") -> "RunConfig":
+    one = _vlaw(config)
+    return replace(one, imagination=replace(one.imagination, later_starts=0.5))
+
+
+def _short_turns(config: "RunConfig") -> "RunConfig":
+    """Twice the iterations with half of every task's K, and all of its N in each."""
+    one = _vlaw(config)
+    tasks = {
+        name: own if own.rollouts is None else replace(own, rollouts=max(1, own.rollouts // 2))
+        for name, own in one.task.items()
+    }
+    return replace(
+        one,
+        method=replace(one.method, iterations=2 * one.method.iterations),
+        each_task=replace(one.each_task, rollouts=max(1, one.each_task.rollouts // 2)),
+        task=tasks,
+    )
+
+
 def _all_real(config: "RunConfig") -> "RunConfig":
     """K + N real episodes of every task, and no world model."""
 
@@ -60,6 +80,8 @@ VARIANTS: dict[str, Callable[["RunConfig"], "RunConfig"]] = {
     "dsrl": _dsrl,  # the policy stays; SAC steers its noise
     "vlaw_true_judge": _true_judge,  # D_syn+ by what imagined actions do in physics
     "all_real": _all_real,  # what a perfect world model and a perfect judge would give
+    "vlaw_later_starts": _later_starts,  # half of imagination from the middle of real episodes
+    "vlaw_short_turns": _short_turns,  # the same real budget in twice as many iterations
     "vlaw_half": _half,  # Figure 9: half as many imagined trajectories
     "vlaw_imagined_only": _imagined_only,  # Figure 9: no real data in the policy's batches
 }

@@ -1,6 +1,6 @@
 """Values that cross a process boundary. numpy only: the robot machine imports this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -140,9 +140,16 @@ class Label:
     operator: str = ""
 
 
+def _at_rest() -> Float32[np.ndarray, " 7"]:
+    return np.zeros(NUM_JOINTS, np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class StartState:
-    """A frame of a real trajectory that an imagination starts from."""
+    """A frame of a real trajectory that an imagination starts from.
+
+    ``joint_motion``: way [rad] of the tick before it, zero at an episode's first frame.
+    """
 
     parent: str
     parent_frame: int
@@ -151,6 +158,7 @@ class StartState:
     frame: UInt8[np.ndarray, "3 height width 3"]
     joint_position: Float32[np.ndarray, " 7"]
     gripper_position: float
+    joint_motion: Float32[np.ndarray, " 7"] = field(default_factory=_at_rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,8 @@ ALONE = {"evaluation.control": False}
             ALONE
             | {"method.kind": "filtered_bc", "task.book.rollouts": 34, "task.draw.rollouts": 11},
         ),
+        ("vlaw_later_starts", ALONE | {"imagination.later_starts": 0.5}),
+        ("vlaw_short_turns", ALONE | {"method.iterations": 4, "each_task.rollouts": 2}),
         ("vlaw_half", ALONE | {"each_task.imagine": 15, "task.draw.imagine": 3}),
         ("vlaw_imagined_only", ALONE | {"method.real_share": 0.0}),
     ],
@@ -131,8 +133,16 @@ def test_a_variant_changes_this_and_nothing_else(name, more):
 def test_every_variant_of_a_seed_has_the_same_real_budget_and_starts():
     for name in set(VARIANTS) - {"all_real"}:
         one = variant(config(), name, 3)
-        assert [one.for_task(task).rollouts for task in one.task] == [4, 4]
+        iterations = one.method.iterations
+        assert [iterations * one.for_task(task).rollouts for task in one.task] == [8, 8]
         assert (one.evaluation.seed, one.evaluation.episodes) == (1_000_000, 5)
+
+
+def test_short_turns_halve_a_task_s_own_number_of_rollouts():
+    own = config(task={"book": TaskOverrides(rollouts=9), "draw": TaskOverrides()})
+    one = variant(own, "vlaw_short_turns", 0)
+    assert [one.for_task(task).rollouts for task in ("book", "draw")] == [4, 2]
+    assert [one.for_task(task).imagine for task in ("book", "draw")] == [30, 30]
 
 
 @pytest.mark.parametrize(
