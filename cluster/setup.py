@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cluster import learning
+from cluster import policy_learning
 from cluster.checkpoints import MANIFEST, Kind, base_folder, verified
 from cluster.context import Context
 from configs.policy import PolicyConfig
@@ -77,7 +77,7 @@ def publish_bases(run: Context) -> dict[str, Any]:
     config = run.config
     cloned = {}
     if config.policy.checkpoint == "scratch":
-        cloned = learning.clone_demonstrations(run)
+        cloned = policy_learning.clone_demonstrations(run)
     else:
         publish_policy(run)
     if config.method.kind == "vlaw":

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from cluster import learning
+from cluster import learning, policy_learning
 from cluster.calibration import calibration
 from cluster.collecting import collect, demonstrations, evaluate
 from cluster.context import CONTROL_VERSION, Context, Versions
@@ -25,6 +25,7 @@ from cluster.imagining import imagine
 from cluster.scoring import score
 from cluster.setup import publish_bases, publish_policy
 from cluster.truth import truth
+from learners.selection import real_successes
 
 Results = dict[str, Any]
 
@@ -115,9 +116,9 @@ def improve(run: Context, i: int, newest: Versions) -> Versions:
         run.reporter.say(f"  no task may update the policy: it stays at v{newest.policy}")
         return newest
     if run.config.method.kind == "dsrl":
-        stage(f"{i} train policy", lambda: learning.steer(run, i, newest))
+        stage(f"{i} train policy", lambda: policy_learning.steer(run, i, newest))
     else:
-        stage(f"{i} train policy", lambda: learning.improve(run, i, newest, list(refused)))
+        stage(f"{i} train policy", lambda: policy_learning.improve(run, i, newest, list(refused)))
     return replace(newest, policy=i)
 
 
@@ -128,12 +129,12 @@ def refusals(run: Context, newest: Versions) -> dict[str, str]:
     """
     if run.config.method.kind != "vlaw":
         store = run.reader("real")
-        successes = learning.real_successes(store).ids
+        successes = real_successes(store).ids
         done = {store.provenance(name).task for name in successes}
         return {task: "no real success" for task in run.tasks if task not in done}
-    found = learning.accepted_ids(run, newest.reward)
+    found = policy_learning.accepted_ids(run, newest.reward)
     store = run.reader("real")
-    done = Counter(store.provenance(name).task for name in learning.real_successes(store).ids)
+    done = Counter(store.provenance(name).task for name in real_successes(store).ids)
     reasons = {}
     for task in run.tasks:
         numbers, accepted = run.config.for_task(task), len(found[task])
@@ -159,5 +160,5 @@ def same_steps_control(run: Context) -> None:
     Without it an undertrained base fakes a gain: any further training would look like the method.
     """
     stage, iterations = run.stages.run, run.config.method.iterations
-    stage("train control", lambda: learning.control(run, CONTROL_VERSION, iterations))
+    stage("train control", lambda: policy_learning.control(run, CONTROL_VERSION, iterations))
     stage("evaluate control", lambda: evaluate(run, "control", CONTROL_VERSION))

@@ -34,7 +34,7 @@ class MethodConfig:
     update_policy: bool = True  # false: only collect, imagine and train what judges the policy
     real_share: float = 0.5  # of a policy batch drawn from real successes, the rest from imagined
     judge: str = "reward"  # of D_syn+; physics: what only a simulator knows, to find what limits
-    advantage_beta: float = 0.0  # > 0: weight samples by exp(A / beta) (Eq. 7)
+    advantage_beta: float = 0.0  # > 0: weights exp(A / beta) (Eq. 7), A against the same start
     steering: SteeringConfig = field(default_factory=SteeringConfig)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from configs.policy import IdleConfig, PolicyConfig
 from configs.training import TrainConfig
 from contracts.constants import NO_VERSION, NUM_JOINTS, TICKS_PER_FRAME
+from learners.advantage import advantage_weights
 from learners.loop import OnStep, TrainResult, device_of, shard, train
 from learners.selection import (
     Episodes,
@@ -33,43 +34,14 @@ STATISTICS_BATCH = 512  # windows that a fresh policy's normalisation is fitted 
 class PolicySources:
     """What the policy learns from: real successes and, if there are any, accepted imagined ones.
 
-    With ``beta`` > 0 a trajectory weighs exp(A / beta); A is its entry in ``score`` (P('yes'), or
-    1 for a real success) minus the mean over its task.
+    With ``beta`` > 0 a trajectory weighs exp(A / beta), A being its entry in ``advantage``.
     """
 
     real: Selection
     imagined: Selection | None = None
     real_share: float = 0.5  # of a batch, where both have trajectories
     beta: float = 0.0
-    score: Mapping[str, float] = field(default_factory=dict)
-
-
-def advantage_weights(
-    score: Mapping[str, float], task: Mapping[str, str], beta: float
-) -> dict[str, float]:
-    """exp(A / beta) of Eq. 7 by trajectory, scaled to mean 1; 1 for all when ``beta`` is 0.
-
-    ``task`` names the task of each trajectory; A is its score minus its task's mean score.
-
-    Raises:
-        ValueError: a trajectory has no score.
-    """
-    if not beta:
-        return dict.fromkeys(task, 1.0)
-    unscored = sorted(task.keys() - score.keys())
-    if unscored:
-        raise ValueError(
-            f"method.advantage_beta={beta:g} needs a score of every trajectory, none of "
-            f"{', '.join(unscored[:3])} ({len(unscored)} in all). Score them or set it to 0"
-        )
-    names = sorted(task)
-    means = {
-        kind: np.mean([score[n] for n in names if task[n] == kind]) for kind in set(task.values())
-    }
-    advantage = np.array([score[n] - means[task[n]] for n in names])
-    # A common factor cancels in the scaling; the largest exponent 0 keeps exp finite.
-    raw = np.exp((advantage - advantage.max()) / beta)
-    return dict(zip(names, (raw / raw.mean()).tolist(), strict=True))
+    advantage: Mapping[str, float] = field(default_factory=dict)
 
 
 def action_window(
@@ -130,7 +102,7 @@ class PolicyData:
         )
         self._by_task = self._places([share for _, _, share in filled])
         task = {row.id: row.provenance.task for part in self._parts for row in part.rows}
-        self._weight = advantage_weights(sources.score, task, sources.beta)
+        self._weight = advantage_weights(sources.advantage, task, sources.beta)
 
     @property
     def num_windows(self) -> int:

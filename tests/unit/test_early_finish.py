@@ -7,7 +7,7 @@ import pytest
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import Context
 from cluster.imagining import _Task, first_accepted
-from cluster.learning import accepted_ids
+from cluster.policy_learning import accepted_ids
 from configs.run import RunConfig, TaskOverrides
 from contracts.types import Provenance, Verdict
 from envs.fake import counting_trajectory

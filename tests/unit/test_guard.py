@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cluster import learning, vlaw
+from cluster import policy_learning, vlaw
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import Context, Versions
 from configs.run import MethodConfig, RunConfig, TaskOverrides
@@ -25,7 +25,8 @@ def run(tmp_path):
     for task in ("book", "erase"):
         for k in range(3):
             name = f"imagined-1-{task}-{k:05d}"
-            made_by = Provenance(name, "imagined", task, iteration=1, seed=k)
+            parent = f"real-1-{task}-{k % 2:05d}"
+            made_by = Provenance(name, "imagined", task, iteration=1, seed=k, parent=parent)
             store.add(counting_trajectory(made_by, 12), None)
     found = {"book-00000": 0.9, "book-00001": 0.81, "book-00002": 0.8, "erase-00000": 0.1}
     verdicts = [Verdict(f"imagined-1-{name}", p_yes, 1.0, 1) for name, p_yes in found.items()]
@@ -62,7 +63,7 @@ def test_physics_as_the_judge_takes_what_really_succeeds(run):
     truths["erase"] = {"imagined-1-erase-00001": True}
     run.stages.run("1 truth", lambda: truths)
     found = {"book": {names[1]: 1.0}, "erase": {"imagined-1-erase-00001": 1.0}}
-    assert learning.accepted_ids(run, 1) == found
+    assert policy_learning.accepted_ids(run, 1) == found
     assert vlaw.refusals(run, NEWEST) == {}
     with pytest.raises(ValueError, match=r"method\.judge=physics.*evaluation\.truth=all"):
         RunConfig(task={"book": TaskOverrides()}, method=MethodConfig(judge="physics"))
@@ -90,9 +91,42 @@ def test_what_a_refused_task_has_done_stays_among_what_the_shared_policy_learns(
     """All tasks share one policy: without them it forgot the refused one (9 of 20 to 0 of 20)."""
     learned = []
     monkeypatch.setattr(
-        vlaw.learning, "learn", lambda _run, _name, course, *_: learned.append(course) or {}
+        policy_learning, "learn", lambda _run, _name, course, *_: learned.append(course) or {}
     )
     run.config.task["book"].min_success = 3
     run.config.task["erase"].alpha = 0.05
     assert vlaw.improve(run, 1, NEWEST).policy == 1
     assert learned[0].data == {"real successes": 2, "imagined successes": 1}
+
+
+def test_weights_compare_a_trajectory_with_all_from_its_start_and_rejected_ones_too(
+    run, monkeypatch
+):
+    """Start 0: the real success, 0.9 and 0.8 (not accepted), mean 0.9. Start 1: the real failure
+    and 0.81, mean 0.405. The one that could not be scored has no part in it."""
+    learned = []
+    monkeypatch.setattr(
+        policy_learning, "learn", lambda _run, _name, _course, work, _: learned.append(work) or {}
+    )
+    run.config.method.advantage_beta = 0.5
+    vlaw.improve(run, 1, NEWEST)
+    assert learned[0].args[-1].beta == 0.5
+    assert learned[0].args[-1].advantage == pytest.approx({
+        "real-1-book-00000": 0.1, "imagined-1-book-00000": 0.0, "imagined-1-book-00002": -0.1,
+        "real-1-book-00001": -0.405, "imagined-1-book-00001": 0.405,
+        "real-1-book-00002": 0.0, "imagined-1-erase-00000": 0.0,
+    })  # fmt: skip
+
+
+def test_weights_by_physics_where_that_is_the_judge(run, monkeypatch):
+    learned = []
+    monkeypatch.setattr(
+        policy_learning, "learn", lambda _run, _name, _course, work, _: learned.append(work) or {}
+    )
+    run.config.method.advantage_beta, run.config.method.judge = 0.5, "physics"
+    truths = {"imagined-1-book-00000": True, "imagined-1-book-00002": False}
+    run.stages.run("1 truth", lambda: {"book": truths})
+    vlaw.improve(run, 1, NEWEST)
+    found = learned[0].args[-1].advantage
+    assert found["imagined-1-book-00000"] == found["real-1-book-00000"] == pytest.approx(1 / 3)
+    assert found["imagined-1-book-00002"] == pytest.approx(-2 / 3)

@@ -9,7 +9,8 @@ import pytest
 from configs.training import TrainConfig
 from contracts.types import Label, Provenance, Verdict
 from envs.fake import counting_trajectory
-from learners.policy import PolicyData, PolicySources, action_window, advantage_weights
+from learners.advantage import advantage_weights, advantages
+from learners.policy import PolicyData, PolicySources, action_window
 from learners.selection import Selection, accepted, held_out, real_successes
 from learners.world_model import WorldModelData, WorldModelSources
 from replay.images import ImageCoding
@@ -126,8 +127,8 @@ def test_real_share_holds_within_every_task_that_has_both_kinds(tmp_path):
 def test_rows_are_the_places_of_a_step_s_windows_among_all(tmp_path, block):
     true = store_of(tmp_path / "real", [("a", 30, True), ("b", 21, True)])
     dreams = store_of(tmp_path / "imagined", [("x", 30, None), ("y", 30, None), ("z", 9, None)])
-    score = {"a": 1.0, "b": 1.0, "x": 0.9, "y": 0.5, "z": 0.7}
-    sources = PolicySources(everything(true), everything(dreams), beta=0.5, score=score)
+    advantage = {"a": 0.2, "b": 0.5, "x": 0.9, "y": 0.5, "z": 0.7}
+    sources = PolicySources(everything(true), everything(dreams), beta=0.5, advantage=advantage)
     data = PolicyData(sources, 15, plan(16))
     blocks = list(data.all(block))
     assert sum(len(one.weight) for one in blocks) == data.num_windows == 10 + 7 + 10 + 10 + 3
@@ -165,27 +166,32 @@ def test_batches_depend_on_seed_and_step_not_on_the_order_of_storing(tmp_path):
     assert np.any(one.sample(3).images != other.sample(3).images)
 
 
-def test_advantage_weights_are_equation_7_with_mean_one():
-    """Task p: scores 1 and 0.5 have advantages +-0.25; task q's lone trajectory has 0.
+def test_advantage_is_a_score_minus_the_mean_from_the_same_start():
+    """Start s: scores 1 (real), 1, 0.5 and 0 have the mean 0.625; start t has one alone."""
+    score = {"s": 1.0, "a": 1.0, "b": 0.5, "c": 0.0, "t": 0.0}
+    found = advantages(score, {"s": "s", "a": "s", "b": "s", "c": "s", "t": "t"})
+    assert found == {"s": 0.375, "a": 0.375, "b": -0.125, "c": -0.625, "t": 0.0}
 
-    exp(0.5), exp(-0.5) and 1 at beta 0.5, over their mean 1.0850837.
-    """
-    score = {"a": 1.0, "b": 0.5, "c": 0.9}
+
+def test_advantage_weights_are_equation_7_with_mean_one_in_each_task():
+    """Task p has advantages +-0.25: exp(0.5) and exp(-0.5) at beta 0.5, over their mean 1.1276260.
+    Task q's lone trajectory weighs 1, whatever its advantage."""
+    advantage = {"a": 0.25, "b": -0.25, "c": 0.9}
     task = {"a": "p", "b": "p", "c": "q"}
-    weights = advantage_weights(score, task, beta=0.5)
-    assert weights["a"] == pytest.approx(1.6487213 / 1.0850840, rel=1e-5)
-    assert weights["b"] == pytest.approx(0.6065307 / 1.0850840, rel=1e-5)
-    assert weights["c"] == pytest.approx(1 / 1.0850840, rel=1e-5)
+    weights = advantage_weights(advantage, task, beta=0.5)
+    assert weights["a"] == pytest.approx(1.6487213 / 1.1276260, rel=1e-5)
+    assert weights["b"] == pytest.approx(0.6065307 / 1.1276260, rel=1e-5)
+    assert weights["c"] == 1
     assert advantage_weights({}, task, beta=0.0) == {"a": 1.0, "b": 1.0, "c": 1.0}
-    tiny = advantage_weights(score, task, beta=1e-4)
-    assert tiny["a"] == pytest.approx(3.0)  # all the weight, and no overflow
+    tiny = advantage_weights(advantage, task, beta=1e-4)
+    assert tiny["a"] == pytest.approx(2.0)  # all the weight, and no overflow
     with pytest.raises(ValueError, match="none of c"):
         advantage_weights({"a": 1.0, "b": 1.0}, task, beta=0.5)
 
 
 def test_policy_batch_carries_the_weight_of_its_trajectory(tmp_path):
     store = store_of(tmp_path, [("a", 30, True), ("b", 30, True)])
-    sources = PolicySources(everything(store), beta=0.5, score={"a": 1.0, "b": 0.5})
+    sources = PolicySources(everything(store), beta=0.5, advantage={"a": 1.0, "b": 0.5})
     batch = PolicyData(sources, 15, plan(32)).sample(0)
     high, low = np.exp(0.5), np.exp(-0.5)
     mean = (high + low) / 2
