@@ -1,6 +1,7 @@
 """The stage that gives every trajectory a verdict, and the process that scores clips."""
 
-from collections import deque
+import math
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from cluster.context import Context, Versions
 from cluster.handles import answer, end, start
 from cluster.processes import ScorerProcess
 from contracts.constants import NO_VERSION
+from contracts.statistics import Agreement, agreement
 from contracts.types import Score, Verdict
 from services.progress import Bar
 from services.scoring import verdict
@@ -38,7 +40,7 @@ def score(run: Context, iteration: int, versions: Versions) -> dict[str, Any]:
         if pending:
             bar.hold(run.config.cluster.scorer_gpus)
             _score(run, versions.reward, pending, bar)
-    return _histogram_counts(run, iteration, versions.reward)
+    return count_outcomes(run, iteration, versions.reward)
 
 
 def unscored(run: Context, store: str, ids: Iterable[str], version: int) -> list[Name]:
@@ -147,11 +149,25 @@ def _outcome(call: Any, timeout_s: float) -> Outcome:
         return error
 
 
-def _histogram_counts(run: Context, iteration: int, version: int) -> dict[str, Any]:
-    """Accepted, rejected and failed-to-score trajectories of each task."""
+def starts_agree(counts: dict[str, Any]) -> Agreement | None:
+    """Of a task's counts; None where nobody can tell, or the run is older than this number."""
+    found = counts.get("starts")
+    if found is None or found["auc"] is None:
+        return None
+    return Agreement(found["auc"], found["successes"], found["failures"])
+
+
+def count_outcomes(run: Context, iteration: int, version: int) -> dict[str, Any]:
+    """Accepted, rejected and failed-to-score trajectories of each task, and whether they follow
+    what really happened from their starts; ``auc`` is None where nobody can tell."""
     store = run.reader("imagined")
     verdicts = store.verdicts(reward_version=version)
-    counts = {task: {"accepted": 0, "rejected": 0, "scoring_error": 0} for task in run.tasks}
+    counts: dict[str, dict[str, Any]] = {
+        task: {"accepted": 0, "rejected": 0, "scoring_error": 0} for task in run.tasks
+    }
+    by_start: dict[str, defaultdict[str, list[bool]]] = {
+        task: defaultdict(list) for task in run.tasks
+    }
     for row in store.episodes():
         if row.provenance.iteration == iteration and row.id in verdicts:
             task = row.provenance.task
@@ -159,4 +175,15 @@ def _histogram_counts(run: Context, iteration: int, version: int) -> dict[str, A
             accepted = verdict.accepted(run.config.for_task(task).alpha)
             outcome = "scoring_error" if verdict.error else "accepted" if accepted else "rejected"
             counts[task][outcome] += 1
+            if not verdict.error:
+                by_start[task][row.provenance.parent].append(accepted)
+    labels = {row.id: row.label for row in run.reader("real").episodes()}
+    success = {name: label.success for name, label in labels.items() if label is not None}
+    for task, accepted in by_start.items():
+        found = agreement(accepted, success)
+        counts[task]["starts"] = {
+            "auc": None if math.isnan(found.area) else found.area,
+            "successes": found.successes,
+            "failures": found.failures,
+        }
     return counts

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cluster.calibration import calibrations
 from cluster.context import Context
+from cluster.scoring import starts_agree
 from contracts.constants import FRAME_HZ
 from contracts.statistics import wilson
 from replay.store import ReplayStore
@@ -117,6 +118,7 @@ def _imagined(run: Context, i: int) -> Iterator[Imagined]:
             found["scoring_error"],
             collected["successes"],
             collected["n"],
+            starts_agree(found),
         )
 
 

@@ -22,7 +22,7 @@ from cluster.calibration import calibration
 from cluster.collecting import collect, demonstrations, evaluate
 from cluster.context import CONTROL_VERSION, Context, Versions
 from cluster.imagining import imagine
-from cluster.scoring import score
+from cluster.scoring import score, starts_agree
 from cluster.setup import publish_bases, publish_policy
 from cluster.truth import truth
 from learners.selection import real_successes
@@ -135,10 +135,19 @@ def refusals(run: Context, newest: Versions) -> dict[str, str]:
     found = policy_learning.accepted_ids(run, newest.reward)
     store = run.reader("real")
     done = Counter(store.provenance(name).task for name in real_successes(store).ids)
+    counts = run.stages.result(f"{newest.world_model} score") or {}
     reasons = {}
     for task in run.tasks:
         numbers, accepted = run.config.for_task(task), len(found[task])
-        if accepted < numbers.min_success:
+        agrees = starts_agree(counts.get(task, {}))
+        if agrees and agrees.area < numbers.min_agreement:
+            reasons[task] = (
+                f"what is imagined does not follow what really happened from the same start: AUC "
+                f"{agrees.area:.2f} ({agrees.interval.low:.2f} to {agrees.interval.high:.2f}) of "
+                f"{agrees.successes + agrees.failures} starts, below task.{task}.min_agreement="
+                f"{numbers.min_agreement:g}. " + kept(done[task])
+            )
+        elif accepted < numbers.min_success:
             reasons[task] = (
                 f"D_syn+ holds {accepted} trajectories with P('yes') > {numbers.alpha:g}, fewer "
                 f"than task.{task}.min_success={numbers.min_success}; see the P('yes') histograms. "

@@ -49,6 +49,7 @@ class TaskConfig:
     alpha: float = 0.8  # accept if P('yes') > alpha (Eq. 3)
     accept: int = 0  # stop imagining when so many are accepted; 0: imagine all N
     min_success: int = 1  # smallest D_syn+ that may update the policy
+    min_agreement: float = 0.0  # smallest AUC of imagined shares against real outcomes, by start
     max_ticks: int = 0  # longest real episode in 15 Hz ticks; 0: the task's own default
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class TaskConfig:
         at_least("each_task.min_success", self.min_success, 1)
         at_least("each_task.max_ticks", self.max_ticks, 0)
         inside("each_task.alpha", self.alpha, 0, 1)
+        share("each_task.min_agreement", self.min_agreement)
         if self.accept > self.imagine:
             raise ValueError(
                 f"each_task.accept={self.accept} is more than the each_task.imagine="
@@ -86,6 +88,7 @@ class TaskOverrides:
     alpha: float | None = None
     accept: int | None = None
     min_success: int | None = None
+    min_agreement: float | None = None
     max_ticks: int | None = None
 
 

@@ -1,7 +1,7 @@
 """Intervals for rates, and how well a score separates success from failure; each defined once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,6 +167,33 @@ def auc_interval(area: float, successes: int, failures: int, z: float = Z_95) ->
         return (area - true) ** 2 <= z * z * true * (1 - true) * spread / pairs
 
     return Interval(_edge(inside, area, 0.0), _edge(inside, area, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Whether what is imagined from a start follows what really happened from it.
+
+    ``area``: chance that a start from which a real episode succeeded has a greater accepted share
+    of imagined trajectories than one from which it failed, ties counting half; NaN where only one
+    outcome was seen. 0.5: imagination cannot tell starts apart, whatever its success rate.
+    """
+
+    area: float
+    successes: int  # real starts, by outcome, from which something was imagined
+    failures: int
+
+    @property
+    def interval(self) -> Interval:
+        return auc_interval(self.area, self.successes, self.failures)
+
+
+def agreement(accepted: Mapping[str, Sequence[bool]], success: Mapping[str, bool]) -> Agreement:
+    """``accepted``: of each real start what the judge said of everything imagined from it.
+    ``success``: what happened really; a start without a label is left out."""
+    names = sorted(name for name, said in accepted.items() if said and name in success)
+    share = np.array([np.mean(accepted[name]) for name in names], float)
+    real = np.array([success[name] for name in names], bool)
+    return Agreement(auc(share, real), int(real.sum()), int((~real).sum()))
 
 
 def _edge(inside: Callable[[float], bool], within: float, outside: float) -> float:

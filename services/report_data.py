@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
 from contracts.constants import FRAME_HZ
-from contracts.statistics import Interval, wilson
+from contracts.statistics import Agreement, Interval, wilson
 
 PROMISE = (
     "A quick run shows that every part works. Its few episodes and training steps promise no "
@@ -56,6 +56,7 @@ class Imagined:
     errors: int  # no score: neither a success nor a failure
     real_successes: int
     real_episodes: int
+    agreement: Agreement | None = None  # by start; None: unknown
 
     @property
     def missing(self) -> int:

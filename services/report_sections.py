@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from contracts.statistics import wilson
+from contracts.statistics import Agreement, wilson
 from services.calibration import ALL_TASKS
 from services.report_calibration import held_out_labels
 from services.report_charts import histogram, intervals, shares
@@ -145,8 +145,8 @@ def imagination(data: ReportData) -> str:
     if not data.imagined:
         return section("imagined", title, absent("Not run: nothing was imagined."))
     headers = (
-        *("iteration", "task", "real success", "accepted share", "accepted", "rejected"),
-        *("scoring errors", "not scored", "of N"),
+        *("iteration", "task", "real success", "accepted share", "starts told apart", "accepted"),
+        *("rejected", "scoring errors", "not scored", "of N"),
     )
     empty = [f"{r.task}, iteration {r.iteration}" for r in data.imagined if not r.accepted]
     warning = (
@@ -162,6 +162,12 @@ def imagination(data: ReportData) -> str:
         paragraph(
             "An accepted share far above the real success rate means that the world model or the "
             "reward model is optimistic. A scoring error counts as neither success nor failure."
+        ),
+        paragraph(
+            "Starts told apart: the chance that a real start where the robot succeeded has a "
+            "greater accepted share than one where it failed (AUC; 95 % interval). Near 0.5 the "
+            "imagined outcome says nothing about the real one, and D_syn+ is hardly better than "
+            "what the policy does anyway. task.<name>.min_agreement refuses such a D_syn+."
         ),
         warning,
         table(
@@ -205,7 +211,15 @@ def _imagined_cells(row: Imagined) -> list[str]:
         [(name, tone, count) for tone, (name, count) in enumerate(zip(names, counts, strict=True))]
     )
     cells = [str(row.iteration), text(row.task), real, percent(row.accepted_share) + bar]
+    cells.append(_apart(row.agreement))
     return [*cells, *(number(count) for count in counts), number(row.requested)]
+
+
+def _apart(found: Agreement | None) -> str:
+    if found is None:
+        return DASH
+    between = f"{found.interval.low:.2f} to {found.interval.high:.2f}"
+    return f"{found.area:.2f} <small>{between}, {found.successes + found.failures} starts</small>"
 
 
 def adapter_line(version: str, numbers: Mapping[str, float | str]) -> str:

@@ -8,6 +8,7 @@ from rich.console import Console
 from cluster import policy_learning, vlaw
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import Context, Versions
+from cluster.scoring import count_outcomes
 from configs.run import MethodConfig, RunConfig, TaskOverrides
 from contracts.types import Label, Provenance, Verdict
 from envs.fake import counting_trajectory
@@ -76,6 +77,25 @@ def test_too_few_are_as_good_as_none(run):
     assert "Its real successes (2) stay" in refused["book"]
     run.config.task["book"].min_success = 2
     assert set(vlaw.refusals(run, NEWEST)) == {"erase"}
+
+
+def test_imagination_that_does_not_follow_reality_may_be_refused(run):
+    """Real episode 0 succeeded, and half of what began there is accepted; episode 1 failed, and all
+    of it is. Of erase no start was labelled, so nobody can tell."""
+    counts = count_outcomes(run, 1, 1)
+    assert counts["book"]["starts"] == {"auc": 0.0, "successes": 1, "failures": 1}
+    assert counts["erase"]["starts"] == {"auc": None, "successes": 0, "failures": 0}
+    assert (counts["book"]["accepted"], counts["erase"]["scoring_error"]) == (2, 1)
+    run.stages.run("1 score", lambda: counts)
+    assert set(vlaw.refusals(run, NEWEST)) == {"erase"}  # the default asks for no agreement
+    run.config.task["book"].min_agreement = run.config.task["erase"].min_agreement = 0.6
+    refused = vlaw.refusals(run, NEWEST)
+    assert "from the same start: AUC 0.00 (" in refused["book"]
+    assert (
+        "of 2 starts, below task.book.min_agreement=0.6. Its real successes (2)"
+        in (refused["book"])
+    )
+    assert refused["erase"].startswith("D_syn+ holds 0")
 
 
 def test_when_no_task_may_update_it_nothing_is_trained(run):

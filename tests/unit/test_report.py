@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contracts.statistics import Agreement, auc_interval
 from services.report import MEDIA_BYTES, page, write_report
 from services.report_charts import Series, histogram, intervals, line_chart, shares, thinned, ticks
 from services.report_data import (
@@ -125,7 +126,7 @@ def example():
         },
         evaluations=success_rows(),
         imagined=[
-            Imagined(1, "book", 120, 41, 77, 2, 24, 40),
+            Imagined(1, "book", 120, 41, 77, 2, 24, 40, Agreement(0.75, 24, 16)),
             Imagined(1, "stack", 60, 0, 55, 0, 0, 40),
         ],
         truths=[Truth(1, "book", 41, 30, 77, 10), Truth(1, "stack", 0, 0)],
@@ -203,6 +204,8 @@ def test_derived_numbers_by_hand(numbers):
     assert round(base["interval"]["high"], 4) == 0.1611  # 0 of 20, Newcombe 1998
     assert numbers["imagined"][0]["accepted_share"] == 41 / 118
     assert [row["missing"] for row in numbers["imagined"]] == [0, 5]
+    assert numbers["imagined"][0]["agreement"] == {"area": 0.75, "successes": 24, "failures": 16}
+    assert numbers["imagined"][1]["agreement"] is None
     book, stack = numbers["truths"]
     assert (book["purity"], book["recall"], book["base_rate"]) == (30 / 41, 30 / 40, 40 / 118)
     assert (stack["purity"], stack["recall"], stack["base_rate"]) == (None, None, None)
@@ -527,3 +530,9 @@ def test_chromium_renders_the_page(written, tmp_path):
     assert "<h1>vlaw quick run</h1>" in dom
     assert "alert(" in dom
     assert "<script>alert" not in dom
+
+
+def test_the_page_says_whether_imagination_tells_starts_apart(html):
+    between = auc_interval(0.75, 24, 16)
+    cell = f"0.75 <small>{between.low:.2f} to {between.high:.2f}, 40 starts</small>"
+    assert f"<td>{cell}</td>" in html

@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from contracts.statistics import Interval, auc, confusion, difference, sweep, wilson
+from contracts.statistics import (
+    Interval,
+    agreement,
+    auc,
+    auc_interval,
+    confusion,
+    difference,
+    sweep,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +97,25 @@ def test_auc_counts_pairs():
     assert auc(P_YES, SUCCESS) == 0.5
     assert auc(np.array([0.5, 0.5, 0.2]), np.array([True, False, False])) == 0.75  # a tie is half
     assert math.isnan(auc(np.array([0.5]), np.array([True])))
+
+
+def test_agreement_compares_accepted_shares_of_starts_with_what_happened_there():
+    """Shares of successes 1, 1/2; of failures 1/2, 0: pairs 1 > 1/2, 1 > 0, 1/2 = 1/2, 1/2 > 0."""
+    said = {"a": [True, True], "b": [True, False], "c": [False, True], "d": [False, False]}
+    real = {"a": True, "b": True, "c": False, "d": False, "never imagined": True}
+    found = agreement(said | {"nobody labelled": [True], "nobody scored": []}, real)
+    assert found.area == (1 + 1 + 0.5 + 1) / 4
+    assert (found.successes, found.failures) == (2, 2)
+    assert found.interval == auc_interval(found.area, 2, 2)
+
+
+def test_a_judge_that_says_yes_to_all_tells_no_starts_apart():
+    said = {str(k): [True] * 6 for k in range(50)}
+    assert agreement(said, {str(k): k % 3 > 0 for k in range(50)}).area == 0.5
+
+
+@pytest.mark.parametrize("outcome", [True, False])
+def test_with_one_real_outcome_nobody_can_tell(outcome):
+    found = agreement({"a": [True], "b": [False]}, {"a": outcome, "b": outcome})
+    assert math.isnan(found.area)
+    assert found.interval == Interval(0.0, 1.0)
