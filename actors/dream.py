@@ -1,6 +1,7 @@
 """One imagined trajectory under way, and what is stored of it when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,35 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from contracts.constants import CONTROL_HZ, TICKS_PER_CHUNK, TICKS_PER_FRAME
-from contracts.types import Observation, Provenance, RobotState, Trajectory, WorkItem
+from contracts.types import (
+    Clip,
+    Observation,
+    Provenance,
+    RobotState,
+    Score,
+    Trajectory,
+    WorkItem,
+)
+from replay.store import clip_indices
+
+ANSWER_S = 120.0  # that the judge's last answers about a trajectory are waited for
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Ends a trajectory at the first chunk after which the judge sees its goal reached, as whoever
+    labels a real episode ends it there.
+
+    ``ask`` answers later and may be asked by several threads; a clip has ``num_frames``. What the
+    judge cannot score ends nothing.
+    """
+
+    ask: Callable[[Clip], Future[Score]]
+    alpha: float
+    num_frames: int
+
+    def reached(self, answer: Future[Score]) -> bool:
+        return answer.exception() is None and answer.result().p_yes > self.alpha
 
 
 @dataclass
@@ -23,6 +52,8 @@ class Dream:
     cartesian: list[Float32[np.ndarray, "rows 6"]]
     actions: list[Float32[np.ndarray, "ticks 8"]] = field(default_factory=list)
     policy_version: int = 0
+    answers: list[Future[Score]] = field(default_factory=list)  # of the judge, after each chunk
+    ending: str = "timeout"
 
     @property
     def id(self) -> str:
@@ -48,6 +79,34 @@ class Dream:
         )
         return Observation(self.frames[-1][-1], state, self.item.start.instruction)
 
+    def ask(self, ending: Ending) -> None:
+        """Whether what was imagined so far reaches the goal."""
+        frames = np.concatenate(self.frames)
+        picks = clip_indices(len(frames), ending.num_frames)
+        clip = Clip(frames[list(picks)], picks, self.item.start.instruction)
+        self.answers.append(ending.ask(clip))
+
+    def done(self, ending: Ending) -> int | None:
+        """Chunks after which the goal is reached; None as long as that is not known. An answer
+        counts only when all earlier ones are there, so it does not matter how fast they come."""
+        for chunks, answer in enumerate(self.answers, start=1):
+            if not answer.done():
+                return None
+            if ending.reached(answer):
+                return chunks
+        return None
+
+    def cut(self, ending: Ending) -> None:
+        """Forget what was imagined after the goal was reached, when the last answer is there."""
+        wait(self.answers, ANSWER_S)
+        chunks = self.done(ending)
+        if chunks is None:
+            return
+        for rows in (self.frames, self.joints, self.gripper, self.cartesian):
+            del rows[chunks + 1 :]  # the start is their first
+        del self.actions[chunks:]
+        self.ending = "done"
+
     def trajectory(self, world_model_version: int) -> Trajectory:
         item, start = self.item, self.item.start
         provenance = Provenance(
@@ -69,7 +128,7 @@ class Dream:
             gripper_position=np.concatenate(self.gripper),
             cartesian_position=np.concatenate(self.cartesian),
             frames=np.concatenate(self.frames),
-            ending="timeout",
+            ending=self.ending,
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from actors.dream import Dream, frame_poses
+from actors.dream import Dream, Ending, frame_poses
 from contracts.constants import NEW_FRAMES, TICKS_PER_CHUNK
 from contracts.metrics import (
     NET_FRAMES,
@@ -43,11 +43,12 @@ def never() -> bool:
 @dataclass(frozen=True, slots=True)
 class ImaginationSettings:
     """``slots`` trajectories advance in ``groups`` that take turns with the models, each for
-    ``max_chunks`` decisions (paper: 20)."""
+    ``max_chunks`` decisions (paper: 20), or until ``ending`` says that the goal is reached."""
 
     slots: int = 16
     max_chunks: int = 20
     groups: int = 1
+    ending: Ending | None = None
 
     def __post_init__(self) -> None:
         for name in ("slots", "max_chunks", "groups"):
@@ -196,13 +197,17 @@ class _Group:
         if not self._dreams:
             return False
         self._advance(self._dreams)
-        longest = self._owner.settings.max_chunks
-        for dream in self._dreams:
-            if dream.chunks == longest:
-                self._storing[dream.id] = self._keeper.submit(self._keep, dream)
-        self._dreams = [dream for dream in self._dreams if dream.chunks < longest]
+        over = {dream.id: dream for dream in self._dreams if self._over(dream)}
+        for name, dream in over.items():
+            self._storing[name] = self._keeper.submit(self._keep, dream)
+        self._dreams = [dream for dream in self._dreams if dream.id not in over]
         self._stored(wait_for=self._slots)
         return True
+
+    def _over(self, dream: Dream) -> bool:
+        settings = self._owner.settings
+        reached = settings.ending is not None and dream.done(settings.ending) is not None
+        return reached or dream.chunks == settings.max_chunks
 
     def _refill(self) -> None:
         shift = self._shift
@@ -223,7 +228,9 @@ class _Group:
                 del self._storing[name]
 
     def _keep(self, dream: Dream) -> None:
-        shift, task = self._shift, dream.item.start.task
+        shift, task, ending = self._shift, dream.item.start.task, self._owner.settings.ending
+        if ending is not None:
+            dream.cut(ending)
         fresh = shift.sink.add(dream.trajectory(self._models.world_model.version), None)
         shift.queue.done(shift.worker, dream.id)
         self._owner.count(trajectories=1)
@@ -263,6 +270,9 @@ class _Group:
             dream.gripper.append(gripper[row])
             dream.cartesian.append(cartesian[row])
             dream.frames.append(frames[row])
+        if self._owner.settings.ending is not None:
+            for dream in dreams:
+                dream.ask(self._owner.settings.ending)
 
     def _decide(self, dreams: Sequence[Dream]) -> list[ActionChunk]:
         seen = [dream.observation() for dream in dreams]

@@ -120,7 +120,8 @@ class _Stage:
             self._names |= dict.fromkeys(ids, name)
             self._scorer.want(("imagined", i) for i in ids if i in before and i not in verdicts)
             if len(before) < len(ids) and not task.enough():
-                task.pool = TaskPool(run, name, make, build, self._bar.lost)
+                judge = self._scorer.judge if run.config.imagination.end_at_success else None
+                task.pool = TaskPool(run, name, make, build, self._bar.lost, judge)
         self._scorer.want(unscored(run, "real", run.reader("real").ids(), versions.reward))
         self._bar.begin_with(sum(len(task.known) for task in self._tasks.values()))
 

@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
 
+from actors.dream import Ending
 from actors.imagination import ImaginationSettings, ImaginationStats, Models
 from cluster.context import Context
 from cluster.handles import LOSSES, RemoteQueue, RemoteStore, answer, end, service, start, who_died
 from cluster.processes import ImaginationProcess
 from cluster.work import QueueProcess
 from contracts.errors import StoppedError
-from contracts.types import WorkItem
+from contracts.types import Clip, Score, WorkItem
 from services.allocation import Demand
 from services.queue import QueueStatus
 
@@ -45,7 +47,8 @@ class TaskPool:
     Ray restarts none of them: a worker that hangs must be replaced as well as one that dies, and
     one that dies for ever must end the stage.
 
-    ``items()`` and ``build()`` are called in the processes that need what they return.
+    ``items()`` and ``build()`` are called in the processes that need what they return. With a
+    ``judge`` a trajectory ends where its goal is reached.
     """
 
     def __init__(
@@ -55,12 +58,18 @@ class TaskPool:
         items: Callable[[], Sequence[WorkItem]],
         build: Callable[[], Models],
         lost: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        judge: Callable[[Clip], Future[Score]] | None = None,
     ) -> None:
         self.task = task
-        self._config, self._build, self._clock = run.config, build, clock
+        self._config, self._build = run.config, build
         numbers = run.config.imagination
-        self._settings = ImaginationSettings(numbers.slots, numbers.max_chunks, numbers.groups)
+        alpha, num_frames = run.config.for_task(task).alpha, run.config.reward.num_frames
+        self._settings = ImaginationSettings(
+            numbers.slots,
+            numbers.max_chunks,
+            numbers.groups,
+            Ending(judge, alpha, num_frames) if judge is not None else None,
+        )
         lease_s = run.config.imagination.lease_s
         store = run.store_folder("imagined")
         queue = start(QueueProcess, items, lease_s, store, **service())
@@ -72,7 +81,7 @@ class TaskPool:
         self._stopped = False
         self._wanted, self.most = 0, 0  # workers, now and at most so far
         self.deaths, self._told, self._in_a_row, self._spent_s = 0, 0, 0, 0.0
-        self._began = clock()
+        self._began = time.monotonic()
         self.status: QueueStatus = self.queue.status()
         self._before = len(self.status.done)
 
@@ -158,12 +167,12 @@ class TaskPool:
     @property
     def worker_seconds(self) -> float:
         """Seconds that workers have had a place, summed over them."""
-        now = self._clock()
+        now = time.monotonic()
         return self._spent_s + sum(now - worker.born_s for worker in self._workers if worker.heard)
 
     def numbers(self) -> dict[str, float]:
         """What people watch, as plain numbers."""
-        counts, now = self.status.counts, self._clock()
+        counts, now = self.status.counts, time.monotonic()
         made = counts.done - self._before
         seconds = max(now - self._began, 1e-9)
         states = [worker.state for worker in self._workers]
@@ -202,7 +211,7 @@ class TaskPool:
             max_restarts=0,
         )
         call = actor.run.remote(self._sink)
-        self._workers.append(_Worker(name, actor, call, self._clock()))
+        self._workers.append(_Worker(name, actor, call, time.monotonic()))
 
     def _collect(self) -> None:
         for worker in [w for w in self._workers if w.call is not None]:
@@ -235,4 +244,4 @@ class TaskPool:
         self._workers.remove(worker)
         self._gone.append(worker.stats)
         if worker.heard:
-            self._spent_s += self._clock() - worker.born_s
+            self._spent_s += time.monotonic() - worker.born_s

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.context import Context, Versions
-from cluster.handles import answer, end, start
+from cluster.handles import RemoteJudge, answer, end, start
 from cluster.processes import ScorerProcess
 from contracts.constants import NO_VERSION
 from contracts.statistics import Agreement, agreement
@@ -70,6 +70,11 @@ class Scorer:
         )
         self._waiting: deque[Name] = deque()
         self._calls: dict[Any, Name] = {}
+
+    @property
+    def judge(self) -> RemoteJudge:
+        """For imagination workers, which ask about clips that are in no store."""
+        return RemoteJudge(self._process)
 
     def want(self, names: Iterable[Name]) -> None:
         """Score these in their turn; ``ended`` brings what came out."""

@@ -97,6 +97,7 @@ class ImaginationConfig:
     slots: int = 16  # trajectories that one worker has under way
     groups: int = 2  # they take turns: one in the world model, the others with policy and host
     max_chunks: int = 20  # longest imagined trajectory (paper: 20)
+    end_at_success: bool = False  # as soon as P('yes') > alpha (paper: all have max_chunks)
     later_starts: float = 0.0  # share that begins in the middle of a real episode (paper: none)
     lease_s: float = 300.0  # a worker silent for this long is replaced, its work goes to another
 

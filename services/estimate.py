@@ -46,15 +46,15 @@ class Rates:
 
 EMBEDDED = Rates(
     "measured on 2 CPU cores, embedded models",
-    start=10.0,
-    episode_tick=0.012,
+    start=10.0,  # before a policy trains its frozen encoders look at all windows: minutes more
+    episode_tick=0.008,
     reset=0.0,
-    chunk=0.06,
-    clip=0.05,
-    policy_step=0.18,
-    world_model_step=0.5,
+    chunk=0.025,
+    clip=0.06,
+    policy_step=0.05,
+    world_model_step=0.25,
     reward_step=0.25,
-    episode_share=0.9,
+    episode_share=0.67,
 )
 FULL = Rates(
     "published: Ctrl-World about 5 s a chunk on one H100; the others are guesses",

@@ -15,12 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import STORES, Context
-from cluster.handles import answer, end, start
+from cluster.handles import RemoteJudge, answer, end, start
 from cluster.pool import TaskPool
 from cluster.session import session
 from configs.run import ClusterConfig, ImaginationConfig, RunConfig, TaskOverrides
 from contracts.errors import StoppedError
-from contracts.types import StartState, Trajectory, WorkItem
+from contracts.types import Clip, Score, StartState, Trajectory, WorkItem
 from models.fake import StillAdapter, Trap, WaitingPolicy, WaitingWorldModel, no_kinematics
 from replay.store import ReplayStore
 from services.progress import Reporter
@@ -120,6 +120,33 @@ def test_a_worker_that_dies_or_hangs_is_replaced(run, tmp_path, number):
     assert ("was silent for" in said[0]) == (number == signal.SIGSTOP)
     pool.close()
     check_all_there(run, 12)
+
+
+class SecondChunk:
+    """A scorer to which the goal is reached after two chunks, and which dies once before."""
+
+    def __init__(self, sprung: Path) -> None:
+        self._sprung = sprung
+
+    async def score(self, clip: Clip) -> Score:
+        if not self._sprung.exists():
+            self._sprung.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Score(0.9 if clip.frame_index[-1] >= 8 else 0.1, 1.0)
+
+
+def test_trajectories_end_where_a_judge_in_another_process_says_yes(run, tmp_path):
+    sprung = tmp_path / "scorer"
+    judge = start(SecondChunk, sprung, max_restarts=-1, max_task_retries=3)
+    build, said = partial(models, 0.0), lambda _: None
+    pool = TaskPool(run, "book", partial(items, 6), build, said, RemoteJudge(judge))
+    play(pool, lambda: 2)
+    pool.close()
+    end(judge)
+    store = ReplayStore.open(run.store_folder("imagined"))
+    assert sprung.exists()
+    rows = store.episodes(store.ids())
+    assert [(row.num_ticks, row.num_frames, row.ending) for row in rows] == [(24, 9, "done")] * 6
 
 
 def test_workers_that_always_die_end_the_stage_and_keep_what_is_stored(run):
