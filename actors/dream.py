@@ -25,8 +25,9 @@ ANSWER_S = 120.0  # that the judge's last answers about a trajectory are waited 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Ends a trajectory at the first chunk after which the judge sees its goal reached, as whoever
-    labels a real episode ends it there.
+    """Ends a trajectory after the second chunk in a row that the judge calls a success, as whoever
+    labels a real episode ends it there. The first yes often comes a chunk too early: what is cut
+    there would teach the policy to stop before the goal.
 
     ``ask`` answers later and may be asked by several threads; a clip has ``num_frames``. What the
     judge cannot score ends nothing.
@@ -87,17 +88,20 @@ class Dream:
         self.answers.append(ending.ask(clip))
 
     def done(self, ending: Ending) -> int | None:
-        """Chunks after which the goal is reached; None as long as that is not known. An answer
+        """Chunks after which the goal stays reached; None as long as that is not known. An answer
         counts only when all earlier ones are there, so it does not matter how fast they come."""
+        before = False
         for chunks, answer in enumerate(self.answers, start=1):
             if not answer.done():
                 return None
-            if ending.reached(answer):
+            reached = ending.reached(answer)
+            if reached and before:
                 return chunks
+            before = reached
         return None
 
     def cut(self, ending: Ending) -> None:
-        """Forget what was imagined after the goal was reached, when the last answer is there."""
+        """Forget what was imagined after that, when the last answer is there."""
         wait(self.answers, ANSWER_S)
         chunks = self.done(ending)
         if chunks is None:

@@ -122,8 +122,8 @@ def test_a_worker_that_dies_or_hangs_is_replaced(run, tmp_path, number):
     check_all_there(run, 12)
 
 
-class SecondChunk:
-    """A scorer to which the goal is reached after two chunks, and which dies once before."""
+class FirstChunk:
+    """A scorer to which the goal is reached after the first chunk, and which dies once before."""
 
     def __init__(self, sprung: Path) -> None:
         self._sprung = sprung
@@ -132,12 +132,12 @@ class SecondChunk:
         if not self._sprung.exists():
             self._sprung.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return Score(0.9 if clip.frame_index[-1] >= 8 else 0.1, 1.0)
+        return Score(0.9 if clip.frame_index[-1] >= 4 else 0.1, 1.0)
 
 
 def test_trajectories_end_where_a_judge_in_another_process_says_yes(run, tmp_path):
     sprung = tmp_path / "scorer"
-    judge = start(SecondChunk, sprung, max_restarts=-1, max_task_retries=3)
+    judge = start(FirstChunk, sprung, max_restarts=-1, max_task_retries=3)
     build, said = partial(models, 0.0), lambda _: None
     pool = TaskPool(run, "book", partial(items, 6), build, said, RemoteJudge(judge))
     play(pool, lambda: 2)
