@@ -17,10 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cluster.checkpoints import CheckpointFolder
 from configs.run import RunConfig
+from configs.schema import to_run
 from contracts.seeds import fold
 from contracts.statistics import auc, wilson
 from contracts.types import Clip, StartState
@@ -39,17 +40,19 @@ def main() -> None:
     parser.add_argument("--iteration", type=int, default=1)
     parser.add_argument("--other", type=int, default=0, help="the other world model's version")
     asked = parser.parse_args()
+    if not (asked.run / "stages" / f"{asked.iteration} truth.json").exists():
+        parser.error(f"{asked.run} holds no stage '{asked.iteration} truth': give a run's folder")
     look = SecondLook(asked.run, asked.iteration)
     print("task, accepted, really succeed; if a second model must agree: kept, really succeed")
     for task, answers in look.truths.items():
         rows = [look.row(name) for name in answers]
         if not rows:
             continue
-        true = np.array(list(answers.values()))
+        alpha, true = look.config.for_task(task).alpha, np.array(list(answers.values()))
         first = np.array([look.verdicts[row.id].p_yes for row in rows])
         for version in (asked.iteration, asked.other):
             second = np.array(list(look.opinions(rows, version)))
-            print(f"{task}, world model v{version}: {told(first, second, true, look.alpha)}")
+            print(f"{task}, world model v{version}: {told(first, second, true, alpha)}")
 
 
 class SecondLook:
@@ -57,11 +60,8 @@ class SecondLook:
 
     def __init__(self, folder: Path, iteration: int) -> None:
         settings = read_json(folder / "run.json")["settings"]
-        known = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(settings))
-        config = OmegaConf.to_object(known)
-        assert isinstance(config, RunConfig)
-        self.config, self.iteration = config, iteration
-        self.alpha = config.each_task.alpha
+        known = DictConfig(OmegaConf.merge(OmegaConf.structured(RunConfig), settings))
+        self.config = config = to_run(known)
         self.truths: dict[str, dict[str, bool]] = read_json(
             folder / "stages" / f"{iteration} truth.json"
         )["result"]
@@ -101,10 +101,9 @@ class SecondLook:
 
     def _start(self, row: EpisodeRow) -> StartState:
         story = row.provenance
-        frame = self._real.frames(story.parent, [story.parent_frame])[0]
-        joints, gripper = row.joint_position[0], float(row.gripper_position[0])
-        parent = (story.parent, story.parent_frame, story.task, row.instruction)
-        return StartState(*parent, frame, joints, gripper)
+        (parent,) = self._real.episodes([story.parent])
+        picture = self._real.frames(story.parent, [story.parent_frame])[0]
+        return parent.start(story.parent_frame, picture)
 
 
 def told(first: np.ndarray, second: np.ndarray, true: np.ndarray, alpha: float) -> str:

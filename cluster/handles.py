@@ -3,7 +3,6 @@
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -26,16 +25,7 @@ from contracts.errors import (
     PolicyUnavailableError,
     StoppedError,
 )
-from contracts.types import (
-    ActionChunk,
-    Clip,
-    Label,
-    Observation,
-    Score,
-    Trajectory,
-    Verdict,
-    WorkItem,
-)
+from contracts.types import ActionChunk, Label, Observation, Trajectory, Verdict, WorkItem
 from services.queue import QueueStatus
 
 CALL_TIMEOUT_S = 120.0
@@ -292,16 +282,6 @@ class RemotePolicy:
             raise PolicyUnavailableError(
                 f"the policy process does not answer: {type(error).__name__}"
             ) from error
-
-
-class RemoteJudge:
-    """A ScorerProcess, asked without waiting for the answer."""
-
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __call__(self, clip: Clip) -> Future[Score]:
-        return self._actor.score.remote(clip).future()
 
 
 class RemoteStore:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +11,11 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.context import Context, Versions
-from cluster.handles import RemoteJudge, answer, end, start
+from cluster.handles import answer, end, start
 from cluster.processes import ScorerProcess
 from contracts.constants import NO_VERSION
 from contracts.statistics import Agreement, agreement
-from contracts.types import Score, Verdict
+from contracts.types import Clip, Score, Verdict
 from services.progress import Bar
 from services.scoring import verdict
 
@@ -47,6 +48,16 @@ def unscored(run: Context, store: str, ids: Iterable[str], version: int) -> list
     """Those without a verdict of that reward model; an error is none."""
     known = run.reader(store).verdicts(reward_version=version)
     return [(store, i) for i in ids if i not in known or known[i].error]
+
+
+class RemoteJudge:
+    """A ScorerProcess, asked without waiting for the answer."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __call__(self, clip: Clip) -> Future[Score]:
+        return self._actor.score.remote(clip).future()
 
 
 class Scorer:

@@ -4,13 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from configs.run import RunConfig
-from contracts.constants import NEW_FRAMES, TICKS_PER_FRAME
+from contracts.constants import NEW_FRAMES
 from contracts.seeds import fold
-from contracts.types import StartState, WorkItem
-from replay.codec import EpisodeRow
+from contracts.types import WorkItem
 from replay.store import ReplayStore
 from services.queue import TaskQueue
 
@@ -40,7 +38,7 @@ def work_items(config: RunConfig, real: Path, task: str, iteration: int) -> list
     return [
         WorkItem(
             f"imagined-{iteration}-{task}-{k:05d}",
-            _start(row, where[1], pictures[where][0]),
+            row.start(where[1], pictures[where][0]),
             iteration,
             fold(config.seed, "imagine", iteration, task, k),
         )
@@ -55,22 +53,6 @@ def _decision(rng: np.random.Generator, num_frames: int) -> int:
     """
     decisions = np.arange(NEW_FRAMES, num_frames // 2 + 1, NEW_FRAMES)
     return int(rng.choice(decisions)) if len(decisions) else 0
-
-
-def _start(
-    row: EpisodeRow, frame: int, picture: UInt8[np.ndarray, "3 height width 3"]
-) -> StartState:
-    tick = TICKS_PER_FRAME * frame
-    return StartState(
-        parent=row.id,
-        parent_frame=frame,
-        task=row.provenance.task,
-        instruction=row.instruction,
-        frame=picture,
-        joint_position=row.joint_position[tick],
-        gripper_position=float(row.gripper_position[tick]),
-        joint_motion=row.joint_position[tick] - row.joint_position[max(tick - 1, 0)],
-    )
 
 
 class QueueProcess(TaskQueue):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from contracts.constants import ACTION_DIM, NUM_JOINTS, TICKS_PER_FRAME, VIEWS
-from contracts.types import Label, Provenance, Trajectory, Verdict
+from contracts.types import Label, Provenance, StartState, Trajectory, Verdict
 from replay.images import ImageCoding, encode
 from replay.schema import EPISODES, FRAMES, VECTORS, VERDICTS
 
@@ -50,6 +50,20 @@ class EpisodeRow:
         rows = np.arange(self.num_frames) * TICKS_PER_FRAME
         return np.concatenate(
             [self.cartesian_position[rows], self.gripper_position[rows, None]], axis=1
+        )
+
+    def start(self, frame: int, picture: UInt8[np.ndarray, "3 height width 3"]) -> StartState:
+        """Where an imagination begins that knows this frame, which shows ``picture``."""
+        tick = TICKS_PER_FRAME * frame
+        return StartState(
+            parent=self.id,
+            parent_frame=frame,
+            task=self.provenance.task,
+            instruction=self.instruction,
+            frame=picture,
+            joint_position=self.joint_position[tick],
+            gripper_position=float(self.gripper_position[tick]),
+            joint_motion=self.joint_position[tick] - self.joint_position[max(tick - 1, 0)],
         )
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from contracts.constants import TICKS_PER_FRAME
 from contracts.protocols import RewardModel, WorldModel
 from contracts.types import Clip, StartState
 from models.metrics.features import FidFeatures, FvdFeatures
@@ -77,17 +76,7 @@ def _recording(part: Part) -> Recording:
 
 def start_of(part: Part) -> StartState:
     """The known frame, and the arm at its tick."""
-    row, frame = part.row, part.item.start
-    tick = TICKS_PER_FRAME * frame
-    return StartState(
-        parent=row.id,
-        parent_frame=frame,
-        task=row.provenance.task,
-        instruction=row.instruction,
-        frame=part.real[0],
-        joint_position=row.joint_position[tick],
-        gripper_position=float(row.gripper_position[tick]),
-    )
+    return part.row.start(part.item.start, part.real[0])
 
 
 class ReplayJudge:

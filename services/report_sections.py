@@ -167,7 +167,7 @@ def imagination(data: ReportData) -> str:
             "Starts told apart: the chance that a real start where the robot succeeded has a "
             "greater accepted share than one where it failed (AUC; 95 % interval). Near 0.5 the "
             "imagined outcome says nothing about the real one, and D_syn+ is hardly better than "
-            "what the policy does anyway. task.<name>.min_agreement refuses such a D_syn+."
+            "what the policy does anyway. task.<name>.min_agreement can refuse such a D_syn+."
         ),
         warning,
         table(

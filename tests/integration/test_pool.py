@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.imagination import ImaginationSettings, ImaginationWorker, Models
 from cluster.checkpoints import CheckpointFolder
 from cluster.context import STORES, Context
-from cluster.handles import RemoteJudge, answer, end, start
+from cluster.handles import answer, end, start
 from cluster.pool import TaskPool
+from cluster.scoring import RemoteJudge
 from cluster.session import session
 from configs.run import ClusterConfig, ImaginationConfig, RunConfig, TaskOverrides
 from contracts.errors import StoppedError
