@@ -259,6 +259,7 @@ class _Group:
             np.stack([d.joint_motion() for d in dreams]),
             np.asarray([d.gripper[-1][-1] for d in dreams], np.float32),
             actions[:, :ADAPTER_TICKS],
+            np.stack([d.frames[-1][-1] for d in dreams]),
         )
         joints, gripper = joints[:, :TICKS_PER_CHUNK], gripper[:, :TICKS_PER_CHUNK]
         cartesian = self._poses(joints)

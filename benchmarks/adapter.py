@@ -65,9 +65,12 @@ def constant_gain(train: MotionWindows) -> Joints:
 
 
 def by_adapter(adapter: FittedAdapter | ShippedAdapter) -> Joints:
-    return lambda w: adapter.predict(
-        w.joint_position, w.joint_motion, w.gripper_position, w.actions
-    )[0]
+    def joints(w: MotionWindows) -> np.ndarray:
+        blank = np.zeros((len(w), 3, 6, 8, 3), np.uint8)  # which these adapters do not look at
+        known = (w.joint_position, w.joint_motion, w.gripper_position)
+        return adapter.predict(*known, w.actions, blank)[0]
+
+    return joints
 
 
 def fitted(train: MotionWindows, shipped: ShippedAdapter | None, kinds: list[str]) -> Joints:

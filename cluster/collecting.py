@@ -8,6 +8,7 @@ from actors.rollout import EpisodeRequest
 from cluster.context import Context
 from cluster.handles import RemotePolicy, answer, end, spread, start, up
 from cluster.robots import DemonstrationProcess, DemonstrationRequest, RobotProcess
+from configs.policy import PolicyConfig
 from configs.run import RunConfig
 from contracts.seeds import fold
 from contracts.types import Checkpoint
@@ -16,6 +17,19 @@ from services.progress import Bar
 from services.serving import PolicyServer
 
 SHOWN = 10  # recordings that cannot be used are named on the terminal, the others in stages/
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """A policy on the robot, and how it acts."""
+
+    checkpoint: Checkpoint
+    config: PolicyConfig
+
+
+def _acting(run: Context, policy: int, noise: float) -> Acting:
+    checkpoint = run.checkpoints.open("policy", policy)
+    return Acting(checkpoint, replace(run.config.policy, noise=noise))
 
 
 def demonstrations(run: Context) -> dict[str, Any]:
@@ -65,8 +79,9 @@ def collect(run: Context, iteration: int, policy: int) -> dict[str, Any]:
         for task in run.tasks
         if k < config.for_task(task).rollouts
     ]
-    checkpoint = run.checkpoints.open("policy", policy)
-    return roll_out(run, f"{iteration} collect", checkpoint, requests, "real")
+    return roll_out(
+        run, f"{iteration} collect", _acting(run, policy, config.policy.noise), requests, "real"
+    )
 
 
 def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
@@ -82,8 +97,8 @@ def evaluate(run: Context, name: str, policy: int) -> dict[str, Any]:
         for k in range(config.evaluation.episodes)
         for task in run.tasks
     ]
-    checkpoint = run.checkpoints.open("policy", policy)
-    return roll_out(run, f"evaluate {name}", checkpoint, requests, "evaluation")
+    acting = _acting(run, policy, config.evaluation.noise)
+    return roll_out(run, f"evaluate {name}", acting, requests, "evaluation")
 
 
 def _request(
@@ -142,7 +157,7 @@ def _say_skipped(run: Context, robot: RecordedRobot) -> None:
 
 
 def roll_out(
-    run: Context, name: str, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str
+    run: Context, name: str, policy: Acting, requests: Sequence[EpisodeRequest], store: str
 ) -> dict[str, Any]:
     """Play every request that is not stored yet, on all robots; what is stored stays."""
     done = set(run.reader(store).ids())
@@ -162,13 +177,13 @@ def _say_aborted(run: Context, store: str, ids: list[str]) -> None:
 
 
 def _play(
-    run: Context, policy: Checkpoint, requests: Sequence[EpisodeRequest], store: str, bar: Bar
+    run: Context, policy: Acting, requests: Sequence[EpisodeRequest], store: str, bar: Bar
 ) -> None:
     config, cluster = run.config, run.config.cluster
     server = start(
         PolicyServer,
-        config.policy,
-        policy,
+        policy.config,
+        policy.checkpoint,
         num_cpus=cluster.worker_cpus,
         num_gpus=cluster.worker_gpus,
         max_restarts=-1,
@@ -176,7 +191,7 @@ def _play(
     )
     bar.hold(cluster.worker_gpus)
     try:
-        robot = (RobotProcess, config, RemotePolicy(server, policy.version))
+        robot = (RobotProcess, config, RemotePolicy(server, policy.checkpoint.version))
         on_robots(run, robot, episodes(run, requests, store), bar, server)
     finally:
         end(server)

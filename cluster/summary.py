@@ -34,7 +34,7 @@ from services.report_data import (
     Unavailable,
     Version,
 )
-from services.report_sections import adapter_line
+from services.report_sections import adapter_line, sight_line
 from services.scoring import mass_warning
 from services.spent import compared, spent
 
@@ -282,8 +282,8 @@ def _notes(run: Context) -> Iterator[str]:
             yield warning
     for i in range(1, run.config.method.iterations + 1):
         trained = run.stages.result(f"{i} train world model") or {}
-        if line := adapter_line(f"v{i}", trained.get("numbers", {})):
-            yield line
+        told = (line(f"v{i}", trained.get("numbers", {})) for line in (adapter_line, sight_line))
+        yield from filter(None, told)
         yield from _mass_warnings(run, i)
     skipped = (run.stages.result("1 collect") or {}).get("skipped", {})
     for name, reason in skipped.items():

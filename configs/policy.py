@@ -106,6 +106,13 @@ class IdleConfig:
         at_least("policy.idle.still", self.still, 0)
 
 
+def check_noise(flag: str, noise: float, kind: str) -> None:
+    """Raises ValueError for a scale that a policy of this kind cannot act with."""
+    at_least(flag, noise, 0)
+    if kind == "remote" and noise != 1:
+        raise ValueError(f"{flag}={noise}: a policy server draws its own noise. Leave it at 1")
+
+
 @dataclass
 class PolicyConfig:
     kind: str = "embedded"
@@ -113,6 +120,7 @@ class PolicyConfig:
     horizon: int = 15  # ticks that one chunk plans
     execute: int = 12  # ticks of a chunk that are executed before the next decision
     flow_steps: int = 5  # Euler steps from noise to actions
+    noise: float = 1.0  # scale of the noise that an acting policy begins with; 0: always its mode
     embedded: EmbeddedPolicyConfig = field(default_factory=EmbeddedPolicyConfig)
     pi05: Pi05Config = field(default_factory=Pi05Config)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -122,6 +130,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         one_of("policy.kind", self.kind, POLICIES)
         at_least("policy.flow_steps", self.flow_steps, 1)
+        check_noise("policy.noise", self.noise, self.kind)
         if self.kind == "remote" and self.checkpoint not in ("", "base"):
             raise ValueError(
                 f"policy.checkpoint={self.checkpoint} is not read with policy=remote: its weights "

@@ -9,7 +9,7 @@ from configs.checks import at_least, has_base, inside, one_of, share, worker_cou
 from configs.estimate import EstimateConfig
 from configs.export import ExportConfig
 from configs.method import MethodConfig
-from configs.policy import PolicyConfig
+from configs.policy import PolicyConfig, check_noise
 from configs.remote import ServeConfig
 from configs.replay_eval import ReplayEvalConfig
 from configs.reward import RewardConfig
@@ -130,6 +130,7 @@ class EvaluationConfig:
     seed: int = 1_000_000
     control: bool = True  # also evaluate the same-steps control: fine-tuned on demonstrations only
     truth: str = "accepted"  # whose imagined actions robot=mujoco executes: accepted, all, none
+    noise: float = 1.0  # of the policy while it is evaluated; policy.noise is of its practice
 
     def __post_init__(self) -> None:
         at_least("evaluation.episodes", self.episodes, 0)
@@ -206,6 +207,7 @@ class RunConfig:
         else:
             self._check_tasks()
         self._check_local_cluster()
+        check_noise("evaluation.noise", self.evaluation.noise, self.policy.kind)
         if self.job == "study":
             check_study(self)
         if self.method.kind == "dsrl" and self.policy.kind != "embedded":

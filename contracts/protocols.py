@@ -115,9 +115,10 @@ class PoseAdapter(Protocol):
         joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
+        frames: UInt8[np.ndarray, "slot 3 height width 3"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
         """Joint angles and gripper position after each tick. ``joint_motion`` is the way [rad] of
-        the tick before; zero for an arm at rest."""
+        the tick before; zero for an arm at rest. ``frames`` are the three views now."""
         ...
 
 

@@ -13,6 +13,7 @@ from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.protocols import WorldModel
 from contracts.types import LatentFormat
 from learners.adapter import fit_adapter
+from learners.grip_sight import fit_sight
 from learners.loop import OnStep, TrainResult, shard, train
 from learners.replay_quality import apart, replay_validation
 from learners.selection import Episodes, Selection, commit, my_share, save_weights, step_rng
@@ -193,8 +194,8 @@ def train_world_model(
     result = train(model, data.sample, cfg.train, state_dir, on_step, validation)
     if shard()[0] == 0:
         partial = save_weights(model, out_folder)
-        if cfg.adapter == "fitted":
-            result = replace(result, numbers=_save_adapter(cfg, sources, partial))
+        numbers = _save_adapter(cfg, sources, partial) if cfg.adapter == "fitted" else {}
+        result = replace(result, numbers=numbers | _save_sight(sources, base_folder, partial))
         commit(partial, out_folder)
     return result
 
@@ -225,6 +226,25 @@ def _save_adapter(
         | {f"adapter mm at {tick} ticks": mm for tick, mm in own.items()}
         | {f"no motion mm at {tick} ticks": mm for tick, mm in still.items()}
     )
+
+
+def _save_sight(
+    sources: WorldModelSources, base_folder: Path | None, folder: Path
+) -> dict[str, float | str]:
+    """Fit the eye for the gripper beside the weights, where there is enough to learn from."""
+    selections = [sources.real] + ([sources.droid] if sources.droid else [])
+    sight, errors = fit_sight(selections, base_folder)
+    if sight is not None:
+        sight.save(folder)
+    if errors is None:
+        return {"eye": "none" if sight is None else "base"}
+    return {
+        "eye": errors.kind,
+        "held-up windows apart": float(errors.windows),
+        "nats per window": errors.loss,
+        "nats without it": errors.blind,
+        "AUC of held up": errors.auc,
+    }
 
 
 def _frame_size(sources: WorldModelSources) -> tuple[int, int]:

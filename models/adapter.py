@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, UInt8
 from safetensors.numpy import load_file, save_file
 
 from contracts.constants import NUM_JOINTS
@@ -226,8 +226,9 @@ class FittedAdapter:
         joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
+        frames: UInt8[np.ndarray, "slot 3 height width 3"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
-        """Joint angles [rad] and gripper after each tick.
+        """Joint angles [rad] and gripper after each tick. ``frames`` are not looked at.
 
         Raises:
             ValueError: the adapter is not fitted, or the chunk is longer than it was fitted for.

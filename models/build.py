@@ -8,6 +8,7 @@ from configs.reward import RewardConfig
 from configs.world_model import WorldModelConfig
 from contracts.protocols import Policy, PoseAdapter
 from models.adapter import FittedAdapter
+from models.grip_sight import GripSight, SeeingAdapter
 from models.interfaces import (
     PolicyBatch,
     Trainable,
@@ -123,11 +124,13 @@ def load_reward(cfg: RewardConfig, folder: Path, version: int) -> TrainableRewar
 
 
 def load_adapter(cfg: WorldModelConfig, folder: Path) -> PoseAdapter:
-    """The adapter fitted and saved into ``folder``, or Ctrl-World's where the config says so.
+    """The adapter fitted and saved into ``folder``, or Ctrl-World's where the config says so; with
+    the eye for the gripper that was saved there, if there is one.
 
     Raises:
         ValueError: there is no such file.
     """
-    if cfg.adapter == "shipped":
-        return ShippedAdapter(Path(cfg.adapter_path))
-    return FittedAdapter.load(folder)
+    shipped = cfg.adapter == "shipped"
+    arm = ShippedAdapter(Path(cfg.adapter_path)) if shipped else FittedAdapter.load(folder)
+    sight = GripSight.load(folder)
+    return arm if sight is None else SeeingAdapter(arm, sight)

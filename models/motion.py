@@ -1,6 +1,6 @@
 """Recorded arm motion, cut into windows that an adapter is fitted and measured on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
@@ -55,6 +55,12 @@ class MotionWindows:
         empty = [np.zeros((0, *shape), np.float32) for shape in _shapes(ticks)]
         parts.append((*empty, np.zeros(0, np.int64)))
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    @classmethod
+    def joined(cls, parts: Sequence["MotionWindows"]) -> "MotionWindows":
+        """One after the other; there is at least one."""
+        columns = ([getattr(part, item.name) for part in parts] for item in fields(cls))
+        return cls(*(np.concatenate(column) for column in columns))
 
     def __len__(self) -> int:
         return len(self.joint_position)

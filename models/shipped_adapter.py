@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 from safetensors.numpy import load_file
 
 from contracts.constants import NUM_JOINTS
@@ -60,8 +60,10 @@ class ShippedAdapter:
         joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
+        frames: UInt8[np.ndarray, "slot 3 height width 3"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
-        """Joint angles [rad] and gripper after each tick. ``joint_motion`` is not looked at.
+        """Joint angles [rad] and gripper after each tick. ``joint_motion`` and
+        ``frames`` are not looked at.
 
         Chunks shorter than 15 ticks are continued with their last action, as upstream does for
         pi0's ten. Raises ValueError for longer ones.

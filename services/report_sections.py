@@ -241,6 +241,23 @@ def adapter_line(version: str, numbers: Mapping[str, float | str]) -> str:
     )
 
 
+def sight_line(version: str, numbers: Mapping[str, float | str]) -> str:
+    """What the eye for the gripper is worth; "" where none was measured."""
+    if "nats per window" not in numbers:
+        return ""
+    told = {
+        "none": "nothing that it sees predicts that: a table of rates moves the gripper",
+        "base": "used as the world model before had it",
+        "fitted": "fitted to these episodes",
+    }
+    return (
+        f"Eye for the gripper of world model {version}: of {numbers['held-up windows apart']:.0f} "
+        "closings held out of its fit it tells which are held up by something with AUC "
+        f"{numbers['AUC of held up']:.2f} ({numbers['nats per window']:.2f} nats each, "
+        f"{numbers['nats without it']:.2f} without it); {told[str(numbers['eye'])]}."
+    )
+
+
 def judgement(data: ReportData) -> str:
     """Histograms of P('yes'), and the reward model on labels it has not seen."""
     charts = [figure(f"{s.task}, iteration {s.iteration}", histogram(s)) for s in data.scores]

@@ -42,19 +42,29 @@ class PatchLatents(nn.Module):
     def encode(
         self, frames: UInt8[Tensor, "frames 3 height width 3"]
     ) -> Float[Tensor, "frames components rows columns"]:
-        """One convolution of stride ``patch``; scaling and mean are folded into its weights."""
+        """The code of 8-bit frames."""
+        return self.code(frames.flatten(1, 2).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+    def code(
+        self, pixels: Float[Tensor, "frames 3 height width"]
+    ) -> Float[Tensor, "frames components rows columns"]:
+        """The code of pixels in [-1, 1]: one convolution of stride ``patch``."""
         kernel = self.components.unflatten(1, (3, self.patch, self.patch))
-        bias = -self.components @ (self.mean + 1)
-        pixels = frames.flatten(1, 2).permute(0, 3, 1, 2).float()
-        return functional.conv2d(pixels, kernel / 127.5, bias, stride=self.patch).contiguous()
+        bias = -self.components @ self.mean
+        return functional.conv2d(pixels, kernel, bias, stride=self.patch).contiguous()
+
+    def paint(
+        self, latents: Float[Tensor, "frames components rows columns"]
+    ) -> Float[Tensor, "frames 3 height width"]:
+        """The pixels of a code, about in [-1, 1]."""
+        patches = functional.conv2d(latents, self.components.T[:, :, None, None])
+        return functional.pixel_shuffle(patches + self.mean[:, None, None], self.patch)
 
     def decode(
         self, latents: Float[Tensor, "frames components rows columns"]
     ) -> UInt8[Tensor, "frames 3 height width 3"]:
         """Nearest 8-bit frames; values outside [0, 255] are clipped."""
-        patches = functional.conv2d(latents, self.components.T[:, :, None, None])
-        stacked = functional.pixel_shuffle(patches + self.mean[:, None, None], self.patch)
-        views = stacked.unflatten(2, (3, -1)).permute(0, 2, 3, 4, 1)
+        views = self.paint(latents).unflatten(2, (3, -1)).permute(0, 2, 3, 4, 1)
         return ((views + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def _patches(self, frames: Tensor) -> Tensor:

@@ -230,7 +230,8 @@ class EmbeddedPolicy:
 
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "batch horizon 8"]:
         shape = (self._sizes.horizon, ACTION_DIM)
-        return torch.stack([noise_of([seed], shape) for seed in seeds]).to(self._device)
+        noise = torch.stack([noise_of([seed], shape) for seed in seeds])
+        return (self._cfg.noise * noise).to(self._device)
 
     def _sample(
         self, images: Tensor, proprio: Tensor, words: Tensor, noise: Tensor

@@ -14,6 +14,7 @@ from configs.world_model import EmbeddedWorldModelConfig, WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.kinematics import pose_features
 from contracts.types import StartState
+from models.embedded.hand_camera import HandCamera
 from models.embedded.latents import PatchLatents
 from models.embedded.layers import fresh, normal, waves
 from models.embedded.rows import in_groups, noise_of
@@ -28,6 +29,7 @@ _NOW = len(HISTORY)  # row of the current frame in a window of 11
 _WINDOW = _NOW + 1 + NEW_FRAMES
 _POSE = 10  # position, two rotation columns, gripper
 _CONDITION = 96
+_HAND = 2  # the view of the camera that rides on the flange
 _MAPS, _KEY = 8, 16  # pose maps per frame, and the length of their keys
 _LEAST_STD = 0.01
 
@@ -98,8 +100,8 @@ class WorldModelNet(nn.Module):
         self.unet = UNet(
             UNetSizes(
                 past=_NOW * (sizes.latent + _MAPS),
-                present=(1 + NEW_FRAMES) * (sizes.latent + _MAPS),
-                out=NEW_FRAMES * sizes.latent,
+                present=(1 + NEW_FRAMES) * (sizes.latent + _MAPS) + NEW_FRAMES * sizes.latent,
+                out=NEW_FRAMES * (sizes.latent + 1),
                 channels=tuple(sizes.channels),
                 blocks=sizes.blocks,
                 condition=_CONDITION,
@@ -113,6 +115,7 @@ class WorldModelNet(nn.Module):
         )
         self.noise = nn.Linear(32, _CONDITION)
         self.where = PoseMaps(grid)
+        self.hand_camera = HandCamera((height, width))
         self.register_buffer("residual_std", torch.ones(NEW_FRAMES))
         self.register_buffer("latent_std", torch.ones(sizes.latent))
         self.register_buffer("pose_mean", torch.zeros(_POSE))
@@ -126,25 +129,48 @@ class WorldModelNet(nn.Module):
         relative = (poses - now[:, None]) / self.motion_std
         return self.pose(torch.cat([absolute, relative.flatten(1)], dim=1))
 
+    def carried(
+        self,
+        now: Float[Tensor, "batch components rows columns"],
+        poses: Float[Tensor, "batch 11 10"],
+    ) -> Float[Tensor, "batch 4 components rows columns"]:
+        """The current frame as it would be at the four poses to come if nothing but the wrist
+        camera moved: what the new frames are predicted as changes of."""
+        rows = now.shape[2] // 3
+        still, hand = now[:, :, : _HAND * rows], now[:, :, _HAND * rows :]
+        moved = self.hand_camera(self.latents.paint(hand), poses[:, _NOW:])
+        code = self.latents.code(moved.flatten(0, 1)).unflatten(0, moved.shape[:2])
+        return torch.cat([still[:, None].expand(-1, NEW_FRAMES, -1, -1, -1), code], dim=3)
+
     def denoise(
         self,
         noisy: Float[Tensor, "batch 4 components rows columns"],
         sigma: Float[Tensor, " batch"],
         known: Float[Tensor, "batch 7 components rows columns"],
+        carried: Float[Tensor, "batch 4 components rows columns"],
         poses: Float[Tensor, "batch 11 10"],
     ) -> Float[Tensor, "batch 4 components rows columns"]:
-        """EDM preconditioning with data of unit variance (Karras et al. 2022, Table 1)."""
+        """EDM preconditioning with data of unit variance (Karras et al. 2022, Table 1).
+
+        ``noisy`` is relative to ``carried``. A gate per cell takes a share of the carrying back:
+        fingers, and what they hold, stay where they are in the view.
+        """
         wide = sigma[:, None, None, None, None]
         scale = (1 + wide**2).rsqrt()
         frames = known / self.latent_std[:, None, None]
+        back = known[:, _NOW:] - carried
         level = self.noise(waves(sigma.log() / 4, 16, 50.0))
         condition = functional.silu(self.condition(poses) + level)
         maps = self.where((poses - self.pose_mean) / self.pose_std)
         now = torch.cat([frames[:, _NOW:], noisy * scale], dim=1)
         past = torch.cat([frames[:, :_NOW], maps[:, :_NOW]], dim=2)
         present = torch.cat([now, maps[:, _NOW:]], dim=2)
-        out = self.unet(past.flatten(1, 2), present.flatten(1, 2), condition)
-        return noisy * scale**2 + out.view_as(noisy) * wide * scale
+        moved = (back / self.latent_std[:, None, None]).flatten(1, 2)
+        present = torch.cat([present.flatten(1, 2), moved], dim=1)
+        out = self.unet(past.flatten(1, 2), present, condition)
+        out, gate = out.split([noisy[0, :, :, 0, 0].numel(), NEW_FRAMES], dim=1)
+        taken = gate[:, :, None] * back / self.residual_std[:, None, None, None]
+        return noisy * scale**2 + (out.view_as(noisy) + taken) * wide * scale
 
 
 class EmbeddedWorldModel:
@@ -197,18 +223,21 @@ class EmbeddedWorldModel:
 
     @torch.no_grad()
     def fit_statistics(self, batch: Batch) -> None:
-        """Fit the patch components and the scales of poses, motions and residuals."""
+        """Fit the patch components, the wrist camera and the scales of poses, motions and
+        residuals."""
         batch = _window_batch(batch)
         net = self._net
-        frames = torch.from_numpy(batch.frames)
-        net.latents.fit(frames[:, _NOW:].flatten(0, 1))
+        frames = torch.from_numpy(batch.frames[:, _NOW:])
+        net.latents.fit(frames.flatten(0, 1))
         poses = torch.from_numpy(pose_features(batch.poses))
         motion = (poses - poses[:, _NOW : _NOW + 1]).flatten(0, 1)
         net.pose_mean.copy_(poses[:, _NOW].mean(dim=0))
         net.pose_std.copy_(poses[:, _NOW].std(dim=0).clamp_min(_LEAST_STD))
         net.motion_std.copy_(motion.square().mean(dim=0).sqrt().clamp_min(_LEAST_STD))
+        hand = frames[:, :, _HAND].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        net.hand_camera.fit(hand, poses[:, _NOW:])
         latents = self._encode(batch.frames[:, _NOW:])
-        residual = latents[:, 1:] - latents[:, :1]
+        residual = latents[:, 1:] - net.carried(latents[:, 0], poses)
         net.residual_std.copy_(residual.square().mean(dim=(0, 2, 3, 4)).sqrt().clamp_min(1e-3))
         spread = latents.square().mean(dim=(0, 1, 3, 4)).sqrt()
         net.latent_std.copy_((spread * spread.max()).sqrt().clamp_min(1e-3))
@@ -227,9 +256,10 @@ class EmbeddedWorldModel:
         scale = self._net.residual_std[:, None, None, None]
         known = latents[:, : _NOW + 1]
         known = known + draws.level * scale[-1] * draws.known
-        target = (latents[:, _NOW + 1 :] - known[:, _NOW:]) / scale
+        carried = self._net.carried(known[:, _NOW], poses)
+        target = (latents[:, _NOW + 1 :] - carried) / scale
         noisy = target + draws.sigma[:, None, None, None, None] * draws.noise
-        guess = self._net.denoise(noisy, draws.sigma, known, poses)
+        guess = self._net.denoise(noisy, draws.sigma, known, carried, poses)
         error = (guess - target).square().mean(dim=(1, 2, 3, 4))
         return error * (1 + draws.sigma**-2)
 
@@ -291,11 +321,12 @@ class EmbeddedWorldModel:
         steps, top = self._cfg.sampler_steps, self._cfg.sigma_max
         ladder = [top * (0.05 / top) ** (step / max(steps - 1, 1)) for step in range(steps)]
         x = noise * (top * self._cfg.start_noise)
+        carried = self._net.carried(known[:, _NOW], poses)
         for sigma, below in zip(ladder, [*ladder[1:], 0.0], strict=True):
             level = torch.full((len(x),), sigma, device=x.device)
-            clean = self._net.denoise(x, level, known, poses)
+            clean = self._net.denoise(x, level, known, carried, poses)
             x = clean + (x - clean) * (below / sigma)
-        return known[:, _NOW:] + x * self._net.residual_std[:, None, None, None]
+        return carried + x * self._net.residual_std[:, None, None, None]
 
     def _encode(
         self, frames: UInt8[np.ndarray, "batch frame 3 height width 3"]

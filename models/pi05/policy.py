@@ -200,7 +200,7 @@ class Pi05Policy:
     def _noise(self, seed: int) -> Float32[np.ndarray, "horizon dim"]:
         generator = torch.Generator().manual_seed(seed)
         shape = (self.cfg.horizon, self.cfg.pi05.action_dim)
-        return torch.randn(shape, generator=generator).numpy()
+        return (self.cfg.noise * torch.randn(shape, generator=generator)).numpy()
 
     @property
     def _augments(self) -> bool:

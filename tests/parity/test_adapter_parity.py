@@ -13,6 +13,7 @@ from models.shipped_adapter import ShippedAdapter
 pytestmark = pytest.mark.parity
 PARITY = Path(os.environ.get("PARITY_DIR", Path(__file__).parents[2] / "../shared/parity"))
 FIXTURE = PARITY / "ctrl_world_tiny"
+BLANK = np.zeros((1, 3, 6, 8, 3), np.uint8)  # upstream looks at no frame either
 CASES = ("e1", "e2", "e3_pi0", "e4_grip", "e5_fast")  # e3_pi0, e5_fast: ten ticks
 
 
@@ -27,7 +28,7 @@ def test_joints_after_each_tick_equal_upstreams(tensors, case):
     joints = tensors[f"e.{case}.joints"].astype(np.float32)
     actions = tensors[f"e.{case}.policy_actions"].astype(np.float32)
     reached, grip = adapter.predict(
-        joints[None, :7], np.zeros((1, 7), np.float32), joints[None, 7], actions[None]
+        joints[None, :7], np.zeros((1, 7), np.float32), joints[None, 7], actions[None], BLANK
     )
     expected = tensors[f"e.{case}.adapter_out"][: len(actions)]
     np.testing.assert_allclose(reached[0], expected, atol=2e-6)
@@ -39,7 +40,7 @@ def test_the_gripper_stops_at_the_tasks_ceiling(tensors):
     actions = np.zeros((1, 15, 8), np.float32)
     actions[0, :, 7] = np.linspace(-0.2, 1, 15)
     rest = np.zeros((1, 7), np.float32)
-    _, grip = adapter.predict(rest, rest, np.zeros(1, np.float32), actions)
+    _, grip = adapter.predict(rest, rest, np.zeros(1, np.float32), actions, BLANK)
     assert grip.min() == 0.0
     assert grip.max() == np.float32(0.3)
 

@@ -32,7 +32,12 @@ def windows(count: int, seed: int, episodes: int = 4) -> MotionWindows:
 
 def ask(adapter: FittedAdapter, asked: MotionWindows) -> tuple[np.ndarray, np.ndarray]:
     known = (asked.joint_position, asked.joint_motion, asked.gripper_position)
-    return adapter.predict(*known, asked.actions)
+    return adapter.predict(*known, asked.actions, blank(len(asked)))
+
+
+def blank(slots: int) -> np.ndarray:
+    """Views that an adapter without an eye does not look at."""
+    return np.zeros((slots, 3, 6, 8, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +128,11 @@ def test_a_tick_depends_on_the_actions_up_to_it_only(fitted):
     known = (base.joint_position, base.joint_motion, np.full(3, 0.02, np.float32))
     later = base.actions.copy()
     later[:, 6:] *= -1
-    first, second = fitted.predict(*known, base.actions), fitted.predict(*known, later)
+    first, second = (fitted.predict(*known, a, blank(3)) for a in (base.actions, later))
     for before, after in zip(first, second, strict=True):
         np.testing.assert_array_equal(before[:, :6], after[:, :6])
         assert np.abs(before[:, 6:] - after[:, 6:]).min(axis=1).max() > 0
-    short = fitted.predict(*known, base.actions[:, :6])
+    short = fitted.predict(*known, base.actions[:, :6], blank(3))
     np.testing.assert_array_equal(short[0], first[0][:, :6])
 
 
@@ -166,12 +171,12 @@ def test_the_shipped_adapter_is_used_where_it_knows_better(tmp_path):
 def test_the_gripper_closes_at_its_rate_and_stalls_on_the_object(fitted):
     start, rest = np.full(1, 0.1, np.float32), np.zeros((1, 7), np.float32)
     close = np.ones((1, 15, 8), np.float32)
-    _, grip = fitted.predict(rest, rest, start, close)
+    _, grip = fitted.predict(rest, rest, start, close, blank(1))
     np.testing.assert_allclose(grip[0, :9], 0.1 + 0.05 * np.arange(1, 10), atol=0.02)
     assert abs(grip[0, -1] - 0.62) < 0.05
     held = close.copy()
     held[..., 7] = 0.1
-    np.testing.assert_allclose(fitted.predict(rest, rest, start, held)[1], 0.1, atol=1e-6)
+    np.testing.assert_allclose(fitted.predict(rest, rest, start, held, blank(1))[1], 0.1, atol=1e-6)
 
 
 def test_loading_gives_the_same_adapter(fitted, tmp_path):
@@ -208,7 +213,7 @@ def test_refusals_say_what_to_do(fitted, tmp_path):
     fresh = windows(2, seed=5)
     known = (fresh.joint_position, fresh.joint_motion, fresh.gripper_position)
     with pytest.raises(ValueError, match="16 ticks asked"):
-        fitted.predict(*known, np.zeros((2, 16, 8), np.float32))
+        fitted.predict(*known, np.zeros((2, 16, 8), np.float32), blank(2))
     with pytest.raises(ValueError, match="call fit"):
         ask(FittedAdapter(), fresh)
     with pytest.raises(ValueError, match="record more"):

@@ -49,6 +49,7 @@ class Integrator:
         joint_motion: np.ndarray,
         gripper_position: np.ndarray,
         actions: np.ndarray,
+        frames: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         joints = joint_position[:, None] + 0.1 * np.cumsum(actions[..., :7], axis=1)
         return joints.astype(np.float32), actions[..., 7]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -120,6 +121,7 @@ def test_world_model_comes_with_the_adapter_of_its_robot(tmp_path, data):
         rows.joint_position[6:7] - rows.joint_position[5:6],
         rows.gripper_position[6:7],
         rows.actions[None, 6:18],
+        np.zeros((1, 3, 6, 8, 3), np.uint8),
     )
     assert joints[0, :, 0] == pytest.approx(rows.joint_position[7:19, 0], abs=0.05)
     assert result.numbers["adapter mm at 12 ticks"] < result.numbers["no motion mm at 12 ticks"]

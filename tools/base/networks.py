@@ -33,7 +33,7 @@ BLOCK = 1024  # windows prepared at once
 SEEING = 513  # guided episodes per task, of which the encoder sees the successes
 WIDE = (384, 4)  # width and layers of the head that the encoder learns with
 HEAD = TrainConfig(
-    3000, 192, 1e-3, 100, final_learning_rate=0.03, weight_decay=0.01, ema=0.995,
+    9000, 192, 1e-3, 100, final_learning_rate=0.03, weight_decay=0.01, ema=0.995,
     checkpoint_every=1000,
 )  # fmt: skip
 
