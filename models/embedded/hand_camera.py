@@ -13,6 +13,7 @@ from torch.nn import functional
 _MOUNT = (-0.075283, 0.028721, 0.023317, -0.325577, 0.006247, -1.562875)
 _HALF_VIEW = math.radians(52.5 / 2)
 _GROUND = 0.02  # height [m] of the plane that stands for the scene: table and what lies on it
+_EXPLAINED = 0.8  # of what the poses of other windows leave may be left by a window's own
 _FIT_WINDOWS, _FIT_STEPS, _FIT_RATE = 16, 40, 3e-3
 _LEAST_DEPTH = 0.02  # m; what is nearer, or behind, is not looked at
 
@@ -49,8 +50,8 @@ class HandCamera(nn.Module):
         """Set all numbers to those that explain later views best; deterministic.
 
         The camera by gradient descent on squared differences of a few windows, the pixels that
-        ride along by least squares over all. Where even these are worse than a view that stands
-        still, the camera is not on the flange, and nothing is moved any more.
+        ride along by least squares over all. Where the poses of other windows explain the views
+        nearly as well, the camera is not on the flange, and nothing is moved any more.
         """
         few = slice(0, _FIT_WINDOWS)
         self._find_riders(views, poses)
@@ -66,8 +67,11 @@ class HandCamera(nn.Module):
                 optimiser.step()
         self.mount, self.ground, self.focal = (number.detach() for number in free)
         self._find_riders(views, poses)
-        left = (self._moved(views[:, 0], poses) - views[:, 1:]).square().mean()
-        self.trusted.fill_(float(left < (views[:, :1] - views[:, 1:]).square().mean()))
+        left, otherwise = (
+            (self._moved(views[:, 0], path) - views[:, 1:]).square().mean()
+            for path in (poses, poses.roll(1, dims=0))
+        )
+        self.trusted.fill_(float(left < _EXPLAINED * otherwise))
 
     def _find_riders(self, views: Tensor, poses: Tensor) -> None:
         """The share of standing still that explains each pixel best."""

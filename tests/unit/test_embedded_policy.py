@@ -1,5 +1,7 @@
 """The embedded policy: flow matching, determinism, learning, folders."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,18 @@ def test_seeds_make_different_chunks_and_equal_seeds_equal_ones(trained):
     first, again, other = trained.act([seen] * 3, [1, 1, 2])
     np.testing.assert_array_equal(first.actions, again.actions)
     assert np.abs(first.actions - other.actions).max() > 1e-4
+
+
+def test_without_noise_every_seed_gives_the_same_plan(trained, tmp_path):
+    batch = demonstrations(1)
+    trained.save(tmp_path)
+    spread = {}
+    for noise in (0.0, 0.5, 1.0):
+        acting = load_policy(replace(small(), noise=noise), tmp_path, 0)
+        plans = [acting.act([observe(batch, 0)], [seed])[0].actions for seed in range(6)]
+        spread[noise] = np.ptp(plans, axis=0).mean()
+    assert spread[0.0] == 0
+    assert 0 < spread[0.5] < spread[1.0]
 
 
 def test_actions_stay_within_their_limits():

@@ -147,7 +147,7 @@ def test_less_noise_at_the_start_leaves_less_of_it_in_the_frames():
         model.imagine([slot], poses[None, :5])
         left.append(float((slot.latents[1] - slot.latents[0]).norm()))
     assert left[1] == pytest.approx(left[0] / 4, rel=1e-3)
-    assert left[2] == pytest.approx(0, abs=1e-6)
+    assert left[2] == pytest.approx(0, abs=1e-5)
 
 
 def test_preconditioning_is_karras_with_unit_data():
@@ -156,8 +156,26 @@ def test_preconditioning_is_karras_with_unit_data():
         model._net.unet.out.bias.fill_(0.5)  # its weights start at zero: the network says 0.5
     noisy = torch.full((1, 4, 16, 6, 3), 2.0)
     known, poses = torch.zeros(1, 7, 16, 6, 3), torch.zeros(1, 11, 10)
-    clean = model._net.denoise(noisy, torch.tensor([3.0]), known, poses).detach()
+    carried = torch.zeros_like(noisy)
+    clean = model._net.denoise(noisy, torch.tensor([3.0]), known, carried, poses).detach()
     np.testing.assert_allclose(clean.numpy(), 2.0 / 10 + 0.5 * 3 / 10**0.5, rtol=1e-5)
+
+
+def test_the_gate_takes_the_carrying_back():
+    """Where all that the network says is an open gate, the frame is the current one again."""
+    model = EmbeddedWorldModel(small(), SIZE, seed=0)
+    with torch.no_grad():
+        model._net.unet.out.bias[-4:] = 1.0  # the gates of the four frames
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randn(1, 7, 16, 6, 3, generator=generator)
+    carried = torch.randn(1, 4, 16, 6, 3, generator=generator)
+    nothing, poses = torch.zeros(1, 4, 16, 6, 3), torch.zeros(1, 11, 10)
+    sigma = torch.tensor([1e4])
+    clean = model._net.denoise(nothing, sigma, known, carried, poses).detach()
+    scale = model._net.residual_std[:, None, None, None]
+    np.testing.assert_allclose(
+        carried + clean * scale, known[:, 6:].repeat(1, 4, 1, 1, 1), atol=1e-3
+    )
 
 
 def test_the_loss_of_a_silent_network_is_one():
@@ -206,10 +224,10 @@ def test_a_saved_model_imagines_the_same(trained, tmp_path):
 
 def test_default_sizes_fit_a_repository(tmp_path):
     model = build_world_model(WorldModelConfig(), (48, 80), 0)
-    assert sum(p.numel() for p in model.module().parameters()) < 1_600_000
+    assert sum(p.numel() for p in model.module().parameters()) < 1_700_000
     assert isinstance(model, EmbeddedWorldModel)
     model.save(tmp_path, half=True)
-    assert (tmp_path / "model.safetensors").stat().st_size < 3_300_000
+    assert (tmp_path / "model.safetensors").stat().st_size < 3_500_000
 
 
 def test_refusals(trained):

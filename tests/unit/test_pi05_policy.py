@@ -1,6 +1,7 @@
 """Pi05Policy at tiny widths: determinism, what it looks at, how it is stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -295,3 +296,10 @@ def test_statistics_are_needed(tmp_path):
 def test_other_batches_are_refused(policy):
     with pytest.raises(ValueError, match="got RewardBatch"):
         policy.loss(RewardBatch([], np.zeros(0, bool)), generator())
+
+
+def test_without_noise_every_seed_gives_the_same_plan(policy):
+    seen = observation(0)
+    assert np.abs(act(policy, seen, seed=1) - act(policy, seen, seed=2)).max() > 1e-4
+    policy.cfg = replace(policy.cfg, noise=0.0)
+    assert_array_equal(act(policy, seen, seed=1), act(policy, seen, seed=2))

@@ -50,6 +50,8 @@ def test_a_remote_policy_is_never_trained(run_of):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["policy=remote", "policy.noise=0.5"], "policy.noise=0.5: a policy server draws its own"),
+        (["policy=remote", "evaluation.noise=0"], "evaluation.noise=0.0: a policy server draws"),
         (["policy=remote", "job=serve"], "job=serve needs the policy's weights"),
         (["policy=remote", "policy.checkpoint=/m/pi05"], "policy.checkpoint=/m/pi05 is not read"),
         (["policy=remote", "policy.remote.host=''"], "policy.remote.host=''"),
