@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,12 +34,11 @@ _STEPS, _BATCH, _RATE = 500, 64, 1e-3
 class GripWindows:
     """Moments at which the gripper was asked to close, with the wrist view then. ``stop`` is where
     it stood at the end of the chunk although more was asked, ``FREE`` where it was not held up.
-    ``episode`` numbers the trajectories; ``rates`` are those of a gripper that nothing holds up."""
+    ``rates`` are those of a gripper that nothing holds up."""
 
     views: UInt8[np.ndarray, "window height width 3"]
     known: Float32[np.ndarray, "window features"]
     stop: Float32[np.ndarray, " window"]
-    episode: Int64[np.ndarray, " window"]
     rates: Float64[np.ndarray, "2 bins"]
 
     @classmethod
@@ -55,7 +54,7 @@ class GripWindows:
             windows.actions[..., 7],
         )
         stop = np.where(held, windows.future_gripper[:, -1], FREE).astype(np.float32)
-        return cls(views, known, stop, windows.episode, gripper_rates(windows.take(~held)))
+        return cls(views, known, stop, gripper_rates(windows.take(~held)))
 
     def __len__(self) -> int:
         return len(self.stop)
@@ -66,9 +65,7 @@ class GripWindows:
 
     def take(self, rows: np.ndarray) -> "GripWindows":
         """The windows at ``rows`` (indices or a mask)."""
-        return type(self)(
-            self.views[rows], self.known[rows], self.stop[rows], self.episode[rows], self.rates
-        )
+        return type(self)(self.views[rows], self.known[rows], self.stop[rows], self.rates)
 
     def thinned(self, most: int) -> "GripWindows":
         """At most ``most`` windows, evenly spaced; all where there are no more."""

@@ -80,10 +80,8 @@ def test_windows_are_the_moments_that_ask_for_closing(recorded):
     assert windows.views.shape[1:] == (48, 80, 3)
     held = np.unique(windows.stop[windows.held])
     np.testing.assert_allclose(held, HELD, atol=1e-5)
-    assert {len(set(windows.held[windows.episode == k])) for k in set(windows.episode)} <= {1, 2}
     np.testing.assert_allclose(windows.rates[0], RATE, atol=1e-3)  # not that of the stalled ones
-    first = windows.episode == windows.episode[0]
-    view = windows.views[first][0]
+    view = windows.views[0]
     assert view[20:34, 34:46].mean() > 150, "the wrist view of the moment itself"
 
 
