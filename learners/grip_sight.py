@@ -1,14 +1,14 @@
 """Teaches the eye that tells whether the gripper closes on something, from stored trajectories."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from contracts.statistics import auc
-from learners.selection import Episodes, Selection, held_out
-from models.grip_sight import WRIST, GripSight, GripWindows, asks_to_close
+from learners.selection import Episodes, Selection, Windows, held_out
+from models.grip_sight import SIZE, WRIST, GripSight, GripWindows, asks_to_close, shrunk
 from models.motion import MotionWindows
 
 LEAST = 20  # windows of either outcome; fewer teach nothing
@@ -32,38 +32,57 @@ class SightErrors:
 
 
 def grip_windows(selections: Sequence[Selection]) -> GripWindows:
-    """All moments, five a second, at which the gripper is asked to close within a second."""
-    parts = [MotionWindows.of([])]
-    views: list[np.ndarray] = []
-    for selection in selections:
-        episodes = Episodes(selection)
-        picked: list[tuple[int, Sequence[int]]] = []
-        for number, row in enumerate(episodes.rows):
-            motion = MotionWindows.of([row])  # window k begins at frame k
-            asks = np.flatnonzero(asks_to_close(motion.gripper_position, motion.actions[..., 7]))
-            if len(asks):
-                parts.append(motion.take(asks))
-                picked.append((number, asks.tolist()))
-        views += [frames[:, WRIST] for frames in episodes.frames(picked)] if picked else []
-    windows = MotionWindows.joined(parts)
-    seen = np.concatenate(views) if views else np.zeros((0, 1, 1, 3), np.uint8)
-    return GripWindows.of(windows, seen).thinned(_MOST)
+    """Moments, five a second, at which the gripper is asked to close within a second: all of them,
+    or 6000 evenly spaced ones. Frames are read for these alone."""
+    motions, views = [MotionWindows.of([])], [np.zeros((0, *SIZE, 3), np.uint8)]
+    sources = [Episodes(selection) for selection in selections]
+    found = [_closings(source) for source in sources]
+    every = max(1, -(-sum(map(len, found)) // _MOST))
+    for source, closings in zip(sources, found, strict=True):
+        for number, frames in _by_episode(closings[::every]):
+            motions.append(MotionWindows.of([source.rows[number]]).take(frames))
+            seen = source.frames([(number, frames.tolist())])[0]
+            views.append(shrunk(seen[:, WRIST]))
+    return GripWindows.of(MotionWindows.joined(motions), np.concatenate(views))
+
+
+def _closings(source: Episodes) -> Windows:
+    """Rows of (episode, frame): window k of an episode begins at its frame k."""
+    parts = [np.zeros((0, 2), np.int64)]
+    for number, row in enumerate(source.rows):
+        motion = MotionWindows.of([row])
+        asks = np.flatnonzero(asks_to_close(motion.gripper_position, motion.actions[..., 7]))
+        parts.append(np.stack([np.full(len(asks), number), asks], axis=1))
+    return np.concatenate(parts)
+
+
+def _by_episode(closings: Windows) -> Iterator[tuple[int, np.ndarray]]:
+    for number in np.unique(closings[:, 0]):
+        yield int(number), closings[closings[:, 0] == number, 1]
 
 
 def fit_sight(
     selections: Sequence[Selection], base: Path | None
 ) -> tuple[GripSight | None, SightErrors | None]:
-    """An eye fitted to all selections but what is held out, from the one in ``base`` if there is.
+    """An eye fitted to as many selections, in their order, as give enough closings, but for what is
+    held out; from the one in ``base`` if there is. Give D_real first.
 
     About every fourth episode is held out, by its id: always the same ones, so that the eye of the
     world model before has not learned from them either. Used is what predicts those best: the
     base's eye as it is, that with what these episodes add, or none at all, where neither knows more
     than how often the gripper is held up. Fewer than 20 windows of either outcome teach nothing.
     """
-    rest, tested = (grip_windows(part) for part in _apart(selections))
     known = GripSight.load(base) if base is not None else None
-    if min(rest.held.sum(), (~rest.held).sum()) < LEAST or not len(tested):
-        return known, None
+    for count in range(1, len(selections) + 1):
+        rest, tested = (grip_windows(part) for part in _apart(selections[:count]))
+        if min(rest.held.sum(), (~rest.held).sum()) >= LEAST and len(tested):
+            return _best(base, known, rest, tested)
+    return known, None
+
+
+def _best(
+    base: Path | None, known: GripSight | None, rest: GripWindows, tested: GripWindows
+) -> tuple[GripSight | None, SightErrors]:
     found: list[tuple[SightErrors, GripSight | None]] = []
     found.append((_errors("none", None, rest, tested), None))
     if known is not None:

@@ -23,7 +23,7 @@ WRIST = 2  # the view that is looked at
 FREE = 2.0  # as a stop: nothing is in the way
 ASKS = 0.1  # a command this much beyond where the gripper is asks it to close
 _STILL = 0.01  # moved less in three ticks: it stands
-_SIZE = (48, 80)  # that the wrist view is brought to
+SIZE = (48, 80)  # of the view that the eye sees
 _PATH = np.arange(TICKS_PER_FRAME, TICKS + 1, TICKS_PER_FRAME) - 1
 _KNOWN = 3 * len(_PATH) + 4 + 1 + TICKS
 _FILE = "grip_sight.safetensors"
@@ -36,14 +36,14 @@ class GripWindows:
     it stood at the end of the chunk although more was asked, ``FREE`` where it was not held up.
     ``rates`` are those of a gripper that nothing holds up."""
 
-    views: UInt8[np.ndarray, "window height width 3"]
+    views: UInt8[np.ndarray, "window 48 80 3"]
     known: Float32[np.ndarray, "window features"]
     stop: Float32[np.ndarray, " window"]
     rates: Float64[np.ndarray, "2 bins"]
 
     @classmethod
     def of(
-        cls, windows: MotionWindows, views: UInt8[np.ndarray, "window height width 3"]
+        cls, windows: MotionWindows, views: UInt8[np.ndarray, "window 48 80 3"]
     ) -> "GripWindows":
         """Of windows that all ask for closing (``asks_to_close``)."""
         held = held_up(windows)
@@ -66,10 +66,6 @@ class GripWindows:
     def take(self, rows: np.ndarray) -> "GripWindows":
         """The windows at ``rows`` (indices or a mask)."""
         return type(self)(self.views[rows], self.known[rows], self.stop[rows], self.rates)
-
-    def thinned(self, most: int) -> "GripWindows":
-        """At most ``most`` windows, evenly spaced; all where there are no more."""
-        return self.take(np.arange(0, len(self), max(1, -(-len(self) // most))))
 
 
 def held_up(windows: MotionWindows) -> Bool[np.ndarray, " window"]:
@@ -119,7 +115,7 @@ class _Net(nn.Module):
         self.look = nn.Sequential()
         for before, after in pairwise(widths):
             self.look.extend((nn.Conv2d(before, after, 5, 2, 2), nn.SiLU()))
-        cells = widths[-1] * (_SIZE[0] // 8) * (_SIZE[1] // 8)
+        cells = widths[-1] * (SIZE[0] // 8) * (SIZE[1] // 8)
         self.tell = nn.Sequential(
             nn.Linear(cells + _KNOWN, 128), nn.SiLU(), nn.Dropout(0.3), nn.Linear(128, 2)
         )
@@ -152,7 +148,7 @@ class GripSight:
         if scales:
             net.mean.copy_(torch.from_numpy(windows.known.mean(axis=0)))
             net.std.copy_(torch.from_numpy(windows.known.std(axis=0)).clamp_min(0.02))
-        views, known = _small(windows.views), torch.from_numpy(windows.known)
+        views, known = _pixels(windows.views), torch.from_numpy(windows.known)
         held, stop = torch.from_numpy(windows.held), torch.from_numpy(windows.stop)
         optimiser = torch.optim.AdamW(net.parameters(), _RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
@@ -173,18 +169,18 @@ class GripSight:
 
     @torch.no_grad()
     def told(
-        self, views: UInt8[np.ndarray, "window height width 3"], known: Float32[np.ndarray, "w f"]
+        self, views: UInt8[np.ndarray, "window 48 80 3"], known: Float32[np.ndarray, "w f"]
     ) -> tuple[Float64[np.ndarray, " window"], Float64[np.ndarray, " window"]]:
         """The probability that the gripper is held up, and where it then stands. A row does not
         depend on its neighbours."""
         if not len(views):
             return np.zeros(0), np.zeros(0)
-        out = in_groups(self._net, _small(views), torch.from_numpy(known)).double()
+        out = in_groups(self._net, _pixels(views), torch.from_numpy(known)).double()
         return out[:, 0].sigmoid().numpy(), out[:, 1].numpy()
 
     def close(
         self,
-        views: UInt8[np.ndarray, "slot height width 3"],
+        views: UInt8[np.ndarray, "slot 48 80 3"],
         known: Float32[np.ndarray, "slot features"],
         start: Float32[np.ndarray, " slot"],
         command: Float32[np.ndarray, "slot ticks"],
@@ -216,11 +212,19 @@ class GripSight:
         return self
 
 
-def _small(views: UInt8[np.ndarray, "window height width 3"]) -> Float[Tensor, "window 3 h w"]:
-    pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - 0.5
-    return (
-        pixels if views.shape[1:3] == _SIZE else functional.interpolate(pixels, _SIZE, mode="area")
-    )
+def shrunk(
+    views: UInt8[np.ndarray, "window height width 3"],
+) -> UInt8[np.ndarray, "window 48 80 3"]:
+    """Views in the size that the eye sees, averaged over areas."""
+    if views.shape[1:3] == SIZE:
+        return views
+    pixels = torch.from_numpy(views).permute(0, 3, 1, 2).float()
+    small = functional.interpolate(pixels, SIZE, mode="area").round().to(torch.uint8)
+    return small.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _pixels(views: UInt8[np.ndarray, "window 48 80 3"]) -> Float[Tensor, "window 3 48 80"]:
+    return torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255 - 0.5
 
 
 def _blurred(views: Tensor, generator: torch.Generator) -> Tensor:
@@ -257,5 +261,5 @@ class SeeingAdapter:
         if len(asks):
             start, wanted = gripper_position[asks], command[asks]
             known = grip_features(joint_position[asks], start, joints[asks], wanted)
-            grip[asks] = self._sight.close(frames[asks, WRIST], known, start, wanted)
+            grip[asks] = self._sight.close(shrunk(frames[asks, WRIST]), known, start, wanted)
         return joints, grip

@@ -9,7 +9,7 @@ from contracts.types import Label, Provenance, Trajectory
 from learners.grip_sight import LEAST, fit_sight, grip_windows
 from learners.selection import Selection
 from models.adapter import FittedAdapter
-from models.grip_sight import GripSight, SeeingAdapter
+from models.grip_sight import GripSight, SeeingAdapter, shrunk
 from models.motion import MotionWindows
 from replay.images import ImageCoding
 from replay.store import ReplayStore, StoreOptions
@@ -135,6 +135,28 @@ def test_what_the_picture_does_not_tell_is_not_used(tmp_path):
     if errors.kind == "none":
         assert sight is None
     assert errors.loss <= errors.blind
+
+
+def test_what_stands_for_droid_is_read_only_where_d_real_has_too_little(recorded, tmp_path):
+    class Unread:
+        folder = tmp_path
+
+        def episodes(self, ids):
+            raise AssertionError("76,000 recordings must not be read for this")
+
+        frames_many = trajectory = episodes
+
+    _, errors = fit_sight([recorded, Selection(Unread(), ["one"])], None)
+    assert errors is not None
+    with pytest.raises(AssertionError, match="76,000"):
+        fit_sight([Selection(recorded.store, recorded.ids[:2]), Selection(Unread(), ["one"])], None)
+
+
+def test_views_of_any_size_are_averaged_to_the_eyes(recorded):
+    windows = grip_windows([recorded])
+    wide = windows.views[:3].repeat(4, axis=1).repeat(4, axis=2)
+    np.testing.assert_array_equal(shrunk(wide), windows.views[:3])
+    assert shrunk(windows.views) is windows.views
 
 
 def test_few_closings_teach_nothing(tmp_path):
