@@ -54,7 +54,7 @@ class GripWindows:
             windows.actions[..., 7],
         )
         stop = np.where(held, windows.future_gripper[:, -1], FREE).astype(np.float32)
-        return cls(views, known, stop, gripper_rates(windows.take(~held)))
+        return cls(views, known, stop, gripper_rates(windows.take(~held), moving=True))
 
     def __len__(self) -> int:
         return len(self.stop)

@@ -9,7 +9,7 @@ from contracts.types import Label, Provenance, Trajectory
 from learners.grip_sight import LEAST, fit_sight, grip_windows
 from learners.selection import Selection
 from models.adapter import FittedAdapter
-from models.grip_sight import GripSight, SeeingAdapter, shrunk
+from models.grip_sight import GripSight, GripWindows, SeeingAdapter, shrunk
 from models.motion import MotionWindows
 from replay.images import ImageCoding
 from replay.store import ReplayStore, StoreOptions
@@ -83,6 +83,24 @@ def test_windows_are_the_moments_that_ask_for_closing(recorded):
     np.testing.assert_allclose(windows.rates[0], RATE, atol=1e-3)  # not that of the stalled ones
     view = windows.views[0]
     assert view[20:34, 34:46].mean() > 150, "the wrist view of the moment itself"
+
+
+def test_a_gripper_that_waits_somewhere_is_not_slow_there():
+    """Where it stood most of the time it would otherwise never get past."""
+    waits = np.array([0.4] * 12 + [0.45, 0.5, 0.55], np.float32)
+    count = 9
+    windows = MotionWindows(
+        np.zeros((count, 7), np.float32),
+        np.zeros((count, 7), np.float32),
+        np.full(count, 0.4, np.float32),
+        np.ones((count, 15, 8), np.float32),
+        np.zeros((count, 15, 7), np.float32),
+        np.tile(waits, (count, 1)),
+        np.arange(count),
+    )
+    found = GripWindows.of(windows, np.zeros((count, 48, 80, 3), np.uint8))
+    assert not found.held.any()
+    np.testing.assert_allclose(found.rates[0], 0.05, atol=1e-5)
 
 
 def closed(eye: GripSight, between: bool, seed: int) -> float:
