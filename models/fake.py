@@ -90,6 +90,7 @@ class StillAdapter:
         joint_motion: Float32[np.ndarray, "slot 7"],
         gripper_position: Float32[np.ndarray, " slot"],
         actions: Float32[np.ndarray, "slot ticks 8"],
+        frames: UInt8[np.ndarray, "slot 3 height width 3"],
     ) -> tuple[Float32[np.ndarray, "slot ticks 7"], Float32[np.ndarray, "slot ticks"]]:
         joints = joint_position[:, None] + 0.01 * np.cumsum(actions[..., :7], axis=1)
         return joints.astype(np.float32), actions[..., 7]
