@@ -95,7 +95,7 @@ def grip_features(
     flange, later = flange_transform(start), flange_transform(joints[:, ticks[_PATH]])
     way = np.einsum("wji,wkj->wki", flange[:, :3, :3], later[..., :3, 3] - flange[:, None, :3, 3])
     parts = [
-        10 * way.reshape(len(way), -1),
+        10 * way.reshape(len(way), 3 * len(_PATH)),
         10 * flange[:, 2:3, 3],
         flange[:, :3, 2],
         gripper[:, None],

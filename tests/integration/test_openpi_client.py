@@ -161,9 +161,10 @@ def test_the_actions_are_those_of_the_policy_in_process(droid_script):
     seen = Observation(np.stack([views[0], views[0], views[1]]), state, "open the book")
     policy = load_policy(PolicyConfig(), BASE, 0)
     near = policy.act([seen], [11])[0].actions
-    other = policy.act([seen], [12])[0].actions
+    others = [policy.act([seen], [seed])[0].actions for seed in range(12, 20)]
     far = np.array(droid_script["seeded"])
-    assert np.abs(far - near).mean() < 0.5 * np.abs(far - other).mean()
+    apart = [np.abs(far - other).mean() for other in others]
+    assert np.abs(far - near).mean() < 0.8 * min(apart)
 
 
 def test_our_client_with_openpis_codec_behind_the_server():
