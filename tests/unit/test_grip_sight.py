@@ -108,7 +108,7 @@ def closed(eye: GripSight, between: bool, seed: int) -> float:
     frames = one.frames[6][None]
     at, rest = slice(18, 19), np.zeros((1, 7), np.float32)
     adapter = FittedAdapter()
-    adapter.fit(MotionWindows.of([one]))
+    adapter.fit(MotionWindows.of([episode("other", seed, not between)]))  # would be wrong
     joints, grip = SeeingAdapter(adapter, eye).predict(
         one.joint_position[at],
         rest,

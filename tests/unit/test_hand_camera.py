@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from configs.robot import RobotConfig
-from contracts.kinematics import pose_features
+from contracts.kinematics import pose_features, rotation_from_euler
 from envs.mujoco.robot import MujocoRobot
 from models.embedded.hand_camera import HandCamera
 
@@ -40,6 +40,38 @@ def test_a_camera_that_stays_sees_the_same(seen):
     views, poses = seen
     still = HandCamera(SIZE)(views[:, 0], poses[:, :1].repeat(1, 3, 1))
     np.testing.assert_allclose(still, views[:, :1].repeat(1, 2, 1, 1, 1), atol=1e-3)
+
+
+def pixel(pose: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Where a point of the base's frame is in the view of a flange at ``pose``, -1 to 1."""
+    x, y, z, *angles = (-0.075283, 0.028721, 0.023317, -0.325577, 0.006247, -1.562875)
+    flange = rotation_from_euler(pose[3:6])
+    eye = pose[:3] + flange @ [x, y, z]
+    local = (flange @ rotation_from_euler(np.array(angles))).T @ (point - eye)
+    focal = 1 / np.tan(np.deg2rad(52.5) / 2)
+    return focal * local[:2] / local[2] / [SIZE[1] / SIZE[0], 1]
+
+
+def test_a_point_on_the_ground_is_drawn_from_where_it_was():
+    down = np.array([0.5, 0.0, 0.35, np.pi, 0.0, 0.0, 0.0])
+    later = down + np.array([0.04, -0.03, -0.08, 0.05, -0.06, 0.2, 0.0])
+    poses = torch.from_numpy(pose_features(np.stack([down, later]).astype(np.float32)))[None]
+    place = HandCamera(SIZE)._place(poses)[0, 0].numpy()
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    found = 0
+    for x in np.linspace(0.4, 0.7, 7):
+        for y in np.linspace(-0.1, 0.1, 5):
+            was, now = (pixel(pose, np.array([x, y, 0.02])) for pose in (down, later))
+            column, row = (now + 1) / 2 * [SIZE[1], SIZE[0]] - 0.5
+            if 1 < column < SIZE[1] - 2 and 1 < row < SIZE[0] - 2:
+                near = [(place[:, :, k], was[k]) for k in (0, 1)]
+                weight = np.maximum(0, 1 - abs(rows - row)) * np.maximum(
+                    0, 1 - abs(columns - column)
+                )
+                for grid, wanted in near:
+                    assert (weight * grid).sum() == pytest.approx(wanted, abs=2e-3)
+                found += 1
+    assert found > 5
 
 
 def test_droids_calibration_explains_where_the_table_goes(seen):
