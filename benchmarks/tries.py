@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
 from actors.rollout import EpisodeRequest, run_episode
 from cluster.checkpoints import base_folder
@@ -120,9 +121,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the run's config; before the options")
     asked = parser.parse_args()
     schema.register()
-    with initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base=None):
-        config = schema.to_run(compose("run", ["task=[book,scoop,draw]", *asked.overrides]))
-    folder = base_folder("policy", config.policy.checkpoint)
+    try:
+        with initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base=None):
+            config = schema.to_run(compose("run", ["task=[book,scoop,draw]", *asked.overrides]))
+        folder = base_folder("policy", config.policy.checkpoint)
+    except (ValueError, HydraException) as error:
+        parser.error(str(error))
     if folder is None:
         parser.error("policy.checkpoint=scratch has no weights to play: name a folder")
     for line in rows(config, folder, asked.noise, asked.starts, asked.tries):

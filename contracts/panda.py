@@ -1,4 +1,5 @@
-"""Facts of the Franka Panda that the simulator and the models share: links and control law."""
+"""Facts of the Franka Panda that the simulator and the models share: links, control law, wrist
+camera."""
 
 from dataclasses import dataclass
 
@@ -77,3 +78,8 @@ INERTIALS = (
         (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
     ),
 )
+
+# The wrist camera of a DROID rig in the flange, from DROID's calibration_info.json: x, y, z [m] and
+# extrinsic xyz Euler angles [rad] of the OpenCV camera (z forward); a ZED Mini's vertical view.
+WRIST_CAMERA = (-0.075283, 0.028721, 0.023317, -0.325577, 0.006247, -1.562875)
+WRIST_VIEW_DEGREES = 52.5

@@ -103,13 +103,13 @@ def _apart(selections: Sequence[Selection]) -> tuple[list[Selection], list[Selec
 
 
 def _learned(base: Path | None, windows: GripWindows) -> GripSight:
-    known = GripSight.load(base) if base is not None else None
-    if known is None:
-        eye = GripSight()
-        eye.fit(windows)
+    eye = GripSight.load(base) if base is not None else None
+    if eye is not None:
+        eye.fit(windows, _ON_TOP, scales=False)
         return eye
-    known.fit(windows, _ON_TOP, scales=False)
-    return known
+    eye = GripSight()
+    eye.fit(windows)
+    return eye
 
 
 def _errors(

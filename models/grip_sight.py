@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contracts.constants import TICKS_PER_FRAME
+from contracts.constants import TICKS_PER_FRAME, VIEWS
 from contracts.kinematics import flange_transform
 from contracts.protocols import PoseAdapter
 from models.embedded.layers import fresh
@@ -19,7 +19,7 @@ from models.embedded.rows import in_groups
 from models.gripper_model import follow, gripper_rates
 from models.motion import TICKS, MotionWindows
 
-WRIST = 2  # the view that is looked at
+WRIST = VIEWS.index("wrist")  # the view that is looked at
 FREE = 2.0  # as a stop: nothing is in the way
 ASKS = 0.1  # a command this much beyond where the gripper is asks it to close
 _STILL = 0.01  # moved less in three ticks: it stands
@@ -62,10 +62,6 @@ class GripWindows:
     @property
     def held(self) -> Bool[np.ndarray, " window"]:
         return self.stop < FREE
-
-    def take(self, rows: np.ndarray) -> "GripWindows":
-        """The windows at ``rows`` (indices or a mask)."""
-        return type(self)(self.views[rows], self.known[rows], self.stop[rows], self.rates)
 
 
 def held_up(windows: MotionWindows) -> Bool[np.ndarray, " window"]:
@@ -259,6 +255,7 @@ class SeeingAdapter:
         command = actions[..., 7]
         asks = np.flatnonzero(asks_to_close(gripper_position, command))
         if len(asks):
+            grip = grip.copy()  # it may be the caller's own commands
             start, wanted = gripper_position[asks], command[asks]
             known = grip_features(joint_position[asks], start, joints[asks], wanted)
             grip[asks] = self._sight.close(shrunk(frames[asks, WRIST]), known, start, wanted)

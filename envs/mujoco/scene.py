@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 import mujoco
 import numpy as np
 
+from contracts.panda import WRIST_CAMERA, WRIST_VIEW_DEGREES
 from envs.mujoco.panda import (
     ACTUATOR_GRIPPER,
     FINGER_JOINTS,
@@ -30,7 +31,7 @@ __all__ = [
 CAMERAS = {
     "exterior_1": ((0.415488, 0.477547, 0.411432, -2.216041, -0.022577, -2.963724), 68.9),
     "exterior_2": ((0.259555, -0.500102, 0.436882, -2.277346, 0.336172, -0.536901), 68.9),
-    "wrist": ((-0.075283, 0.028721, 0.023317, -0.325577, 0.006247, -1.562875), 52.5),
+    "wrist": (WRIST_CAMERA, WRIST_VIEW_DEGREES),
 }
 OPENCV_TO_MUJOCO = np.diag([1.0, -1.0, -1.0])
 

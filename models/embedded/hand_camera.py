@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A ZED Mini on a DROID rig, as DROID's calibration_info.json has it: x, y, z [m] and extrinsic xyz
-# Euler angles [rad] of the OpenCV camera in the flange; half of its vertical field of view.
-_MOUNT = (-0.075283, 0.028721, 0.023317, -0.325577, 0.006247, -1.562875)
-_HALF_VIEW = math.radians(52.5 / 2)
+from contracts.panda import WRIST_CAMERA, WRIST_VIEW_DEGREES
+
+_HALF_VIEW = math.radians(WRIST_VIEW_DEGREES / 2)
 _GROUND = 0.02  # height [m] of the plane that stands for the scene: table and what lies on it
 _EXPLAINED = 0.8  # of what the poses of other windows leave may be left by a window's own
 _FIT_WINDOWS, _FIT_STEPS, _FIT_RATE = 16, 40, 3e-3
@@ -36,7 +35,7 @@ class HandCamera(nn.Module):
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("mount", torch.tensor(_MOUNT))
+        self.register_buffer("mount", torch.tensor(WRIST_CAMERA))
         self.register_buffer("ground", torch.tensor(_GROUND))
         self.register_buffer("focal", torch.tensor(0.5 / math.tan(_HALF_VIEW)))  # in heights
         self.register_buffer("riding", torch.zeros(size))

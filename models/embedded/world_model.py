@@ -8,41 +8,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
 from configs.world_model import EmbeddedWorldModelConfig, WorldModelConfig
 from contracts.constants import NEW_FRAMES, NO_VERSION
 from contracts.kinematics import pose_features
 from contracts.types import StartState
-from models.embedded.hand_camera import HandCamera
-from models.embedded.latents import PatchLatents
-from models.embedded.layers import fresh, normal, waves
+from models.embedded.denoiser import HAND, NOW, WorldModelNet, WorldModelSizes
+from models.embedded.layers import fresh, normal
 from models.embedded.rows import in_groups, noise_of
 from models.embedded.store import read_checkpoint, stored_sizes, write_checkpoint
-from models.embedded.unet import UNet, UNetSizes
 from models.interfaces import Batch, WorldModelBatch
 
 _KIND = "embedded_world_model"
 FIRST_FRAME = -1_000_000  # clipped to 0: the first frame of the episode, however long it is
 HISTORY = (FIRST_FRAME, -12, -8, -4, -2, -1)
-_NOW = len(HISTORY)  # row of the current frame in a window of 11
-_WINDOW = _NOW + 1 + NEW_FRAMES
-_POSE = 10  # position, two rotation columns, gripper
-_CONDITION = 96
-_HAND = 2  # the view of the camera that rides on the flange
-_MAPS, _KEY = 8, 16  # pose maps per frame, and the length of their keys
 _LEAST_STD = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class WorldModelSizes:
-    """Everything that fixes the shapes of the weights."""
-
-    channels: list[int]
-    blocks: int
-    patch: int
-    latent: int
-    frame_size: list[int]
 
 
 @dataclass(slots=True)
@@ -61,116 +41,6 @@ class Slot:
 def history_rows(now: int) -> list[int]:
     """Frames of an episode that are the history of frame ``now``."""
     return [max(now + offset, 0) for offset in HISTORY]
-
-
-class PoseMaps(nn.Module):
-    """Where in the views an arm at a pose would be: one learned key per cell, queries of the pose.
-
-    A vector of poses tells every cell the same; here the network is told the place. All frames
-    share the weights.
-    """
-
-    def __init__(self, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.query = nn.Sequential(nn.Linear(3 * _POSE, 96), nn.SiLU(), nn.Linear(96, _MAPS * _KEY))
-        self.key = nn.Parameter(torch.randn(_KEY, *grid))
-
-    def forward(
-        self, poses: Float[Tensor, "batch frames 10"]
-    ) -> Float[Tensor, "batch frames maps rows columns"]:
-        turned = torch.cat([poses, (2 * poses).sin(), (2 * poses).cos()], dim=-1)
-        query = self.query(turned).unflatten(-1, (_MAPS, _KEY))
-        return torch.tanh(torch.einsum("bfmk,krc->bfmrc", query, self.key) / _KEY**0.5)
-
-
-class WorldModelNet(nn.Module):
-    """Denoiser of the four next frames' residuals; normalisation constants are its buffers."""
-
-    residual_std: Tensor
-    latent_std: Tensor
-    pose_mean: Tensor
-    pose_std: Tensor
-    motion_std: Tensor
-
-    def __init__(self, sizes: WorldModelSizes) -> None:
-        super().__init__()
-        self.latents = PatchLatents(sizes.patch, sizes.latent)
-        height, width = sizes.frame_size
-        grid = (3 * height // sizes.patch, width // sizes.patch)
-        self.unet = UNet(
-            UNetSizes(
-                past=_NOW * (sizes.latent + _MAPS),
-                present=(1 + NEW_FRAMES) * (sizes.latent + _MAPS) + NEW_FRAMES * sizes.latent,
-                out=NEW_FRAMES * (sizes.latent + 1),
-                channels=tuple(sizes.channels),
-                blocks=sizes.blocks,
-                condition=_CONDITION,
-                grid=grid,
-            )
-        )
-        self.pose = nn.Sequential(
-            nn.Linear((1 + _WINDOW) * _POSE, 2 * _CONDITION),
-            nn.SiLU(),
-            nn.Linear(2 * _CONDITION, _CONDITION),
-        )
-        self.noise = nn.Linear(32, _CONDITION)
-        self.where = PoseMaps(grid)
-        self.hand_camera = HandCamera((height, width))
-        self.register_buffer("residual_std", torch.ones(NEW_FRAMES))
-        self.register_buffer("latent_std", torch.ones(sizes.latent))
-        self.register_buffer("pose_mean", torch.zeros(_POSE))
-        self.register_buffer("pose_std", torch.ones(_POSE))
-        self.register_buffer("motion_std", torch.ones(_POSE))
-
-    def condition(self, poses: Float[Tensor, "batch 11 10"]) -> Float[Tensor, "batch condition"]:
-        """Embed the current pose and all poses relative to it."""
-        now = poses[:, _NOW]
-        absolute = (now - self.pose_mean) / self.pose_std
-        relative = (poses - now[:, None]) / self.motion_std
-        return self.pose(torch.cat([absolute, relative.flatten(1)], dim=1))
-
-    def carried(
-        self,
-        now: Float[Tensor, "batch components rows columns"],
-        poses: Float[Tensor, "batch 11 10"],
-    ) -> Float[Tensor, "batch 4 components rows columns"]:
-        """The current frame as it would be at the four poses to come if nothing but the wrist
-        camera moved: what the new frames are predicted as changes of."""
-        rows = now.shape[2] // 3
-        still, hand = now[:, :, : _HAND * rows], now[:, :, _HAND * rows :]
-        moved = self.hand_camera(self.latents.paint(hand), poses[:, _NOW:])
-        code = self.latents.code(moved.flatten(0, 1)).unflatten(0, moved.shape[:2])
-        return torch.cat([still[:, None].expand(-1, NEW_FRAMES, -1, -1, -1), code], dim=3)
-
-    def denoise(
-        self,
-        noisy: Float[Tensor, "batch 4 components rows columns"],
-        sigma: Float[Tensor, " batch"],
-        known: Float[Tensor, "batch 7 components rows columns"],
-        carried: Float[Tensor, "batch 4 components rows columns"],
-        poses: Float[Tensor, "batch 11 10"],
-    ) -> Float[Tensor, "batch 4 components rows columns"]:
-        """EDM preconditioning with data of unit variance (Karras et al. 2022, Table 1).
-
-        ``noisy`` is relative to ``carried``. A gate per cell takes a share of the carrying back:
-        fingers, and what they hold, stay where they are in the view.
-        """
-        wide = sigma[:, None, None, None, None]
-        scale = (1 + wide**2).rsqrt()
-        frames = known / self.latent_std[:, None, None]
-        back = known[:, _NOW:] - carried
-        level = self.noise(waves(sigma.log() / 4, 16, 50.0))
-        condition = functional.silu(self.condition(poses) + level)
-        maps = self.where((poses - self.pose_mean) / self.pose_std)
-        now = torch.cat([frames[:, _NOW:], noisy * scale], dim=1)
-        past = torch.cat([frames[:, :_NOW], maps[:, :_NOW]], dim=2)
-        present = torch.cat([now, maps[:, _NOW:]], dim=2)
-        moved = (back / self.latent_std[:, None, None]).flatten(1, 2)
-        present = torch.cat([present.flatten(1, 2), moved], dim=1)
-        out = self.unet(past.flatten(1, 2), present, condition)
-        out, gate = out.split([noisy[0, :, :, 0, 0].numel(), NEW_FRAMES], dim=1)
-        taken = gate[:, :, None] * back / self.residual_std[:, None, None, None]
-        return noisy * scale**2 + (out.view_as(noisy) + taken) * wide * scale
 
 
 class EmbeddedWorldModel:
@@ -227,16 +97,16 @@ class EmbeddedWorldModel:
         residuals."""
         batch = _window_batch(batch)
         net = self._net
-        frames = torch.from_numpy(batch.frames[:, _NOW:])
+        frames = torch.from_numpy(batch.frames[:, NOW:])
         net.latents.fit(frames.flatten(0, 1))
         poses = torch.from_numpy(pose_features(batch.poses))
-        motion = (poses - poses[:, _NOW : _NOW + 1]).flatten(0, 1)
-        net.pose_mean.copy_(poses[:, _NOW].mean(dim=0))
-        net.pose_std.copy_(poses[:, _NOW].std(dim=0).clamp_min(_LEAST_STD))
+        motion = (poses - poses[:, NOW : NOW + 1]).flatten(0, 1)
+        net.pose_mean.copy_(poses[:, NOW].mean(dim=0))
+        net.pose_std.copy_(poses[:, NOW].std(dim=0).clamp_min(_LEAST_STD))
         net.motion_std.copy_(motion.square().mean(dim=0).sqrt().clamp_min(_LEAST_STD))
-        hand = frames[:, :, _HAND].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        net.hand_camera.fit(hand, poses[:, _NOW:])
-        latents = self._encode(batch.frames[:, _NOW:])
+        hand = frames[:, :, HAND].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        net.hand_camera.fit(hand, poses[:, NOW:])
+        latents = self._encode(batch.frames[:, NOW:])
         residual = latents[:, 1:] - net.carried(latents[:, 0], poses)
         net.residual_std.copy_(residual.square().mean(dim=(0, 2, 3, 4)).sqrt().clamp_min(1e-3))
         spread = latents.square().mean(dim=(0, 1, 3, 4)).sqrt()
@@ -254,10 +124,10 @@ class EmbeddedWorldModel:
         poses = torch.from_numpy(pose_features(batch.poses)).to(latents.device)
         draws = _Draws.sample(latents, self._cfg, generator)
         scale = self._net.residual_std[:, None, None, None]
-        known = latents[:, : _NOW + 1]
+        known = latents[:, : NOW + 1]
         known = known + draws.level * scale[-1] * draws.known
-        carried = self._net.carried(known[:, _NOW], poses)
-        target = (latents[:, _NOW + 1 :] - carried) / scale
+        carried = self._net.carried(known[:, NOW], poses)
+        target = (latents[:, NOW + 1 :] - carried) / scale
         noisy = target + draws.sigma[:, None, None, None, None] * draws.noise
         guess = self._net.denoise(noisy, draws.sigma, known, carried, poses)
         error = (guess - target).square().mean(dim=(1, 2, 3, 4))
@@ -321,7 +191,7 @@ class EmbeddedWorldModel:
         steps, top = self._cfg.sampler_steps, self._cfg.sigma_max
         ladder = [top * (0.05 / top) ** (step / max(steps - 1, 1)) for step in range(steps)]
         x = noise * (top * self._cfg.start_noise)
-        carried = self._net.carried(known[:, _NOW], poses)
+        carried = self._net.carried(known[:, NOW], poses)
         for sigma, below in zip(ladder, [*ladder[1:], 0.0], strict=True):
             level = torch.full((len(x),), sigma, device=x.device)
             clean = self._net.denoise(x, level, known, carried, poses)
@@ -354,7 +224,7 @@ class _Draws:
         log_sigma = torch.randn(count, generator=generator) * cfg.log_sigma_std
         noise = normal((count, NEW_FRAMES, *cell), generator, device)
         level = cfg.history_noise * torch.rand(count, 1, 1, 1, 1, generator=generator)
-        known = normal((count, _NOW + 1, *cell), generator, device)
+        known = normal((count, NOW + 1, *cell), generator, device)
         sigma = (log_sigma + cfg.log_sigma_mean).exp()
         return cls(sigma.to(device), noise, level.to(device), known)
 
